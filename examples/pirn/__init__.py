@@ -1,0 +1,10 @@
+"""PIRN: few-shot anomaly detection from RGB and surface normals, composed from protoad.
+
+`python -m pirn --help` lists the commands.
+"""
+
+from pirn.config import PIRNConfig
+from pirn.detector import PIRNDetector
+from pirn.model import PIRN
+
+__all__ = ["PIRN", "PIRNConfig", "PIRNDetector"]

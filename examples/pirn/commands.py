@@ -1,0 +1,108 @@
+"""What the commands do, given their parsed arguments."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import fields
+from pathlib import Path
+
+from pirn.config import PIRNConfig
+from pirn.demo import run_demo
+from pirn.detector import CHECKPOINT_NAME, PIRNDetector
+from pirn.experiment import evaluate as evaluate_category
+from pirn.experiment import read_shots, read_test, train_category
+from pirn.inspection import inspect_parts, read_folder
+from pirn.pictures import write_grid
+
+from protoad.data import list_categories, load_sample
+from protoad.errors import CheckpointError, ConfigError, DataError
+from protoad.report import format_table, summarise, write_json
+
+__all__ = ["demo", "detect", "evaluate", "train"]
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """`pirn demo`."""
+    run_demo(arguments.out, seed=arguments.seed, quick=arguments.quick, jobs=arguments.jobs)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """`pirn train`: one checkpoint per category, written when its training is done."""
+    config = PIRNConfig(**{spec.name: getattr(arguments, spec.name) for spec in fields(PIRNConfig)})
+    if arguments.faithful:
+        config = config.faithful()
+    categories = list_categories(arguments.root) if arguments.category == ["all"] else arguments.category
+    _check_writable(arguments.out)
+    for category in categories:
+        pirn, _ = train_category(config, arguments.root, category, arguments.shots)
+        path = pirn.save(arguments.out / category)
+        last = pirn.model.history[-1]
+        print(
+            f"{category}: {len(pirn.shots)} shots, {len(pirn.model.history)} epochs, loss {last['loss']:.4f}, "
+            f"leak {last['leak']:.3f}{_exchange(last)} -> {path}"
+        )
+
+
+def _exchange(figures: dict[str, float]) -> str:
+    """Gates and prototype displacement per layer, as text."""
+    shown = [f"{name} {value:.3f}" for name, value in figures.items() if name.startswith(("gate", "displacement"))]
+    return f", {', '.join(shown)}" if shown else ""
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """`pirn evaluate`: a table per category and the mean, and the same as JSON."""
+    per_method: dict[str, dict] = {}
+    for folder in _checkpoints(arguments.checkpoint):
+        pirn = PIRNDetector.load(folder, weights=arguments.weights)
+        shots = None if arguments.no_yardsticks else read_shots(pirn, arguments.root)
+        test = read_test(pirn.config, arguments.root, pirn.category)
+        metrics, prediction = evaluate_category(pirn, test, shots)
+        for method, values in metrics.items():
+            per_method.setdefault(method, {})[pirn.category] = values
+        if arguments.out is not None:
+            write_grid(arguments.out / f"{pirn.category}.png", pirn.detector, test, prediction)
+    results = {method: summarise(values) for method, values in per_method.items()}
+    print(format_table(results))
+    if arguments.json is not None:
+        write_json(arguments.json, results)
+
+
+def detect(arguments: argparse.Namespace) -> None:
+    """`pirn detect`: scores and overlays of one part or a folder of parts."""
+    single = arguments.rgb is not None or arguments.xyz is not None
+    if single == (arguments.folder is not None) or (single and None in (arguments.rgb, arguments.xyz)):
+        raise ConfigError("give either --rgb FILE and --xyz FILE of one part, or --folder DIR with rgb/ and xyz/")
+    found = {folder.name: folder for folder in _checkpoints(arguments.checkpoint)}
+    if arguments.category is not None and arguments.category not in found:
+        raise CheckpointError(f"{arguments.checkpoint}: has no {arguments.category!r}; found: {', '.join(found)}")
+    if arguments.category is None and len(found) > 1:
+        raise ConfigError(f"{arguments.checkpoint}: holds {', '.join(found)}; choose one with --category")
+    pirn = PIRNDetector.load(found[arguments.category or next(iter(found))], weights=arguments.weights)
+    parts = read_folder(arguments.folder) if not single else [(arguments.rgb.stem, arguments.rgb, arguments.xyz)]
+    for path in (path for _, *paths in parts for path in paths):
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+    samples = ((name, load_sample(rgb, xyz)) for name, rgb, xyz in parts)
+    inspect_parts(pirn, samples, arguments.out)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Folders with a checkpoint: the one given, or those right below it."""
+    if (folder / CHECKPOINT_NAME).is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"*/{CHECKPOINT_NAME}"))
+    if not found:
+        raise CheckpointError(f"{folder}: no {CHECKPOINT_NAME} there or one folder below; give the folder train wrote")
+    return found
+
+
+def _check_writable(folder: Path) -> None:
+    """Fails before hours of training, not after. Makes nothing: the data may yet turn out to be missing.
+
+    Raises:
+        CheckpointError: if nothing can be written there.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise CheckpointError(f"{folder}: cannot be written; choose another --out")

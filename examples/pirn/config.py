@@ -1,0 +1,108 @@
+"""Everything that can be chosen about a PIRN detector, in one frozen dataclass; its fields are the command line's flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from protoad.errors import CheckpointError, ConfigError
+
+__all__ = ["PIRNConfig"]
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class PIRNConfig:
+    """Settings of PIRN. Each field's help text says what it is; docs/choices.md says why it is the default."""
+
+    encoder: str = _option("filter_bank", "filter_bank, or timm:MODEL[,key=value...]")
+    weights: str | None = _option(None, "weight file of a timm encoder; default: the published weights")
+    image_size: int = _option(224, "side of the square images, pixels")
+    modality: Literal["both", "rgb", "normals"] = _option("both", "which modalities to use (paper Table 3)")
+    foreground: bool = _option(True, "count only tokens on the part, found by a plane fit to the cloud")
+    num_prototypes: int = _option(10, "prototypes per modality, K")
+    num_layers: int = _option(2, "decoder layers, L")
+    epsilon: float = _option(0.05, "entropic regularisation of the transport")
+    n_iters: int = _option(20, "Sinkhorn iterations")
+    assignment: Literal["transport", "softmax", "linear", "sigmoid"] = _option(
+        "transport", "how tokens are assigned to prototypes (paper Table 9)"
+    )
+    aggregation: Literal["transport", "topk", "mean", "none"] = _option(
+        "transport", "what prototypes are refined with (paper Table 7); none leaves them as they are"
+    )
+    mnc: bool = _option(True, "exchange between the modalities (paper Table 2)")
+    residual: Literal["purified", "none"] = _option("none", "purified is the print, and lets the input leak through")
+    prototype_init: Literal["kmeans", "random"] = _option("kmeans", "where prototypes start")
+    num_neighbors: int = _option(3, "edges of a prototype into the other modality")
+    gat_heads: int = _option(4, "heads of the graph attention")
+    gamma: float = _option(0.5, "start of the cross-modal gate tanh(gamma)")
+    loss: Literal["soft_mining", "cosine"] = _option("soft_mining", "reconstruction loss")
+    epochs: int | None = _option(None, "passes over the shots; default: 60 up to 50 shots, 8 above")
+    batch_size: int | None = _option(None, "default: 1 up to 50 shots, 8 above")
+    lr: float = _option(1e-4, "learning rate of Adam")
+    score: Literal["cosine", "conditional", "whitened"] = _option("whitened", "how residuals are scored")
+    top_fraction: float = _option(0.0, "share of the pixels averaged into the score of a part; 0: the maximum")
+    sigma: float = _option(4.0, "blur of the heatmaps, pixels")
+    seed: int = _option(0, "seed of everything drawn at random")
+
+    def __post_init__(self) -> None:
+        """Checks every value against its type and range.
+
+        Raises:
+            ConfigError: names the field, the value, and what is possible.
+        """
+        hints = get_type_hints(PIRNConfig)
+        for spec in fields(self):
+            value, hint = getattr(self, spec.name), hints[spec.name]
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise ConfigError(f"{spec.name}: expected one of {', '.join(get_args(hint))}, got {value!r}")
+        for name in ("image_size", "num_prototypes", "num_layers", "n_iters", "num_neighbors", "gat_heads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("epsilon", "lr"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}: expected a value above 0, got {getattr(self, name)}")
+        if self.sigma < 0 or not 0 <= self.top_fraction <= 1:
+            raise ConfigError(f"expected sigma >= 0 and top_fraction in [0, 1], got {self.sigma} and {self.top_fraction}")
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities in use, in order."""
+        return ("rgb", "normals") if self.modality == "both" else (self.modality,)
+
+    def faithful(self) -> PIRNConfig:
+        """Gives these settings with the paper's own wherever it has one: the leak, random start, cosine, no mask."""
+        return replace(
+            self,
+            residual="purified",
+            prototype_init="random",
+            score="cosine",
+            foreground=False,
+            num_prototypes=10,
+            num_layers=2,
+            loss="soft_mining",
+            epochs=None,
+            lr=1e-4,
+            top_fraction=0.0,
+        )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PIRNConfig:
+        """Gives a config from the dictionary a checkpoint holds.
+
+        Raises:
+            CheckpointError: for fields this version does not know, or values it does not allow.
+        """
+        unknown = sorted(values.keys() - {spec.name for spec in fields(cls)})
+        if unknown:
+            raise CheckpointError(f"config: this version of pirn does not know {', '.join(unknown)}")
+        try:
+            return cls(**values)
+        except (TypeError, ConfigError) as error:
+            raise CheckpointError(f"config: {error}") from None

@@ -1,0 +1,167 @@
+"""A PIRN detector for one product: encoders, model, score, and the file they are kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pirn.config import PIRNConfig
+from pirn.model import PIRN
+from protoad_detectors import GaussianReconstructor, NearestNeighbourReconstructor
+
+import protoad
+from protoad.checkpoint import load_checkpoint, save_checkpoint
+from protoad.data import Prepared
+from protoad.detection import Detector, FeatureExtractor, Features, Reconstructor
+from protoad.encoders import Encoder, build_encoder
+from protoad.encoders.cache import FeatureCache
+from protoad.errors import CheckpointError
+from protoad.scoring import ResidualScore
+
+__all__ = ["CHECKPOINT_NAME", "PIRNDetector", "build_extractor", "with_head", "yardsticks"]
+
+CHECKPOINT_NAME = "checkpoint.safetensors"
+
+
+def build_extractor(config: PIRNConfig, *, cache: FeatureCache | None = None) -> FeatureExtractor:
+    """Gives the frozen encoders of a config, one per modality; a pretrained one serves both."""
+    encoders: dict[str, Encoder] = {}
+    for modality in config.modalities:
+        pretrained = next((e for e in encoders.values() if _is_pretrained(e)), None)
+        encoders[modality] = pretrained or build_encoder(
+            config.encoder, weights=config.weights, image_size=config.image_size, seed=config.seed
+        )
+    return FeatureExtractor(encoders, image_size=config.image_size, foreground=config.foreground, cache=cache)
+
+
+def with_head(reconstructor: Reconstructor, extractor: FeatureExtractor, config: PIRNConfig) -> Detector:
+    """Gives any reconstructor the score, blur and image score of a config: rivals are compared under the same."""
+    return Detector(
+        reconstructor,
+        ResidualScore(config.score, seed=config.seed),
+        grid=extractor.grid,
+        image_size=config.image_size,
+        sigma=config.sigma,
+        top_fraction=config.top_fraction,
+    )
+
+
+def yardsticks(extractor: FeatureExtractor, config: PIRNConfig) -> dict[str, Detector]:
+    """Gives the detectors that stand beside PIRN in every table."""
+    rivals: dict[str, Reconstructor] = {
+        "nearest_neighbour": NearestNeighbourReconstructor(),
+        "gaussian": GaussianReconstructor(_dims(extractor)),
+    }
+    return {name: with_head(reconstructor, extractor, config) for name, reconstructor in rivals.items()}
+
+
+class PIRNDetector:
+    """Everything needed to judge a part of one product.
+
+    Attributes:
+        config: settings.
+        category: the product.
+        shots: names of the good parts it was trained on.
+        extractor: frozen encoders with the statistics of the shots.
+        detector: the model, its score and the scale of its heatmaps.
+    """
+
+    def __init__(self, config: PIRNConfig, *, category: str, cache: FeatureCache | None = None) -> None:
+        self.config, self.category = config, category
+        self.shots: list[str] = []
+        self.extractor = build_extractor(config, cache=cache)
+        self.model = PIRN(_dims(self.extractor), config)
+        self.detector = with_head(self.model, self.extractor, config)
+
+    def fit(self, parts: Sequence[Prepared], names: Sequence[str]) -> Features:
+        """Trains on prepared good parts with the given names; gives their features, for yardsticks to share."""
+        self.shots = list(names)
+        features = self.extractor.fit(parts)(parts)
+        self.detector.fit(features)
+        return features
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the checkpoint into a folder and gives its path.
+
+        Raises:
+            CheckpointError: if the folder cannot be written.
+        """
+        tensors = {f"detector.{name}": value for name, value in self.detector.state_dict().items()}
+        for modality, encoder in self._fitted_encoders().items():
+            tensors |= {f"encoder.{modality}.{name}": value for name, value in encoder.state_dict().items()}
+        header = {
+            "protoad": protoad.__version__,
+            "category": self.category,
+            "config": asdict(self.config),
+            "shots": self.shots,
+            "encoders": {m: e.fingerprint() for m, e in self.extractor.encoders.items()},
+            "history": self.model.history,
+        }
+        path = Path(folder) / CHECKPOINT_NAME
+        save_checkpoint(path, tensors, header)
+        return path
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, weights: str | None = None, cache: FeatureCache | None = None
+    ) -> PIRNDetector:
+        """Reads a detector back.
+
+        Args:
+            folder: that `save` wrote to.
+            weights: weight file of the encoder, if it has moved since.
+            cache: of features.
+
+        Raises:
+            CheckpointError: if the file is missing, damaged, of another configuration or another encoder.
+        """
+        path = Path(folder) / CHECKPOINT_NAME
+        tensors, header = load_checkpoint(path)
+        config = PIRNConfig.from_dict(_entry(header, "config", path))
+        loaded = cls(
+            config if weights is None else replace(config, weights=weights),
+            category=_entry(header, "category", path),
+            cache=cache,
+        )
+        loaded.shots = _entry(header, "shots", path)
+        for modality, encoder in loaded._fitted_encoders().items():
+            _load_state(encoder, tensors, f"encoder.{modality}.", path)
+        _load_state(loaded.detector, tensors, "detector.", path)
+        found = {m: e.fingerprint() for m, e in loaded.extractor.encoders.items()}
+        if found != _entry(header, "encoders", path):
+            raise CheckpointError(
+                f"{path}: trained on other weights of {config.encoder} than those loaded now; give the original file"
+            )
+        loaded.model.history = _entry(header, "history", path)
+        loaded.detector.eval()
+        return loaded
+
+    def _fitted_encoders(self) -> dict[str, Encoder]:
+        """Encoders whose state comes from the shots, kept in the checkpoint; pretrained weights are not."""
+        return {m: e for m, e in self.extractor.encoders.items() if not _is_pretrained(e)}
+
+
+def _is_pretrained(encoder: Encoder) -> bool:
+    """Weights are parameters, statistics are buffers."""
+    return any(True for _ in encoder.parameters())
+
+
+def _dims(extractor: FeatureExtractor) -> dict[str, int]:
+    return {m: encoder.dim for m, encoder in extractor.encoders.items()}
+
+
+def _entry(header: dict[str, Any], key: str, path: Path) -> Any:
+    if key not in header:
+        raise CheckpointError(f"{path}: its header lacks {key!r}; it is not a checkpoint of pirn")
+    return header[key]
+
+
+def _load_state(module: Any, tensors: dict[str, Any], prefix: str, path: Path) -> None:
+    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise CheckpointError(f"{path}: does not fit its own configuration ({reason})") from None

@@ -1,0 +1,104 @@
+"""One category: read the shots, train, evaluate beside the yardsticks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from pirn.config import PIRNConfig
+from pirn.detector import PIRNDetector, yardsticks
+
+from protoad.data import MVTec3D, Prepared, Sample, prepare, select_shots
+from protoad.detection import Detector, FeatureExtractor, Features, Prediction
+from protoad.encoders.cache import FeatureCache
+from protoad.errors import DataError
+from protoad.metrics import DetectionMetrics, evaluate_maps
+
+__all__ = ["TestSet", "evaluate", "predict", "read_shots", "read_test", "train_category"]
+
+_CHUNK = 8
+
+
+class TestSet(NamedTuple):
+    """The test parts of a category, prepared; `names`, `defects` and `labels` in the same order."""
+
+    __test__ = False  # not a test, whatever its name says to pytest
+
+    parts: list[Prepared]
+    names: list[str]
+    defects: list[str]
+    labels: list[int]
+
+
+def train_category(
+    config: PIRNConfig, root: str | Path, category: str, shots: int | None, *, cache: FeatureCache | None = None
+) -> tuple[PIRNDetector, Features]:
+    """Trains PIRN on some good parts of one category; gives it and the features of its shots.
+
+    Raises:
+        DataError: for missing or damaged data, or fewer good parts than asked for.
+    """
+    train_set = MVTec3D(root, category, "train")
+    good = [index for index, label in enumerate(train_set.labels) if label == 0]
+    names = [train_set.names[index] for index in good]
+    chosen = select_shots([f"{train_set.root / category / name}" for name in names], shots, seed=config.seed)
+    pirn = PIRNDetector(config, category=category, cache=cache)
+    parts = [_prepared(train_set[good[index]], config) for index in chosen]
+    return pirn, pirn.fit(parts, [names[index] for index in chosen])
+
+
+def read_shots(pirn: PIRNDetector, root: str | Path) -> Features:
+    """Gives the features of the shots a detector was trained on, read again by their recorded names.
+
+    Raises:
+        DataError: if one of them is no longer there.
+    """
+    train_set = MVTec3D(root, pirn.category, "train")
+    missing = sorted(set(pirn.shots) - set(train_set.names))
+    if missing:
+        raise DataError(
+            f"{train_set.root / pirn.category}: lacks {missing[0]}, which the detector was trained on; "
+            "give the original root, or leave the yardsticks out with --no-yardsticks"
+        )
+    parts = [_prepared(train_set[train_set.names.index(name)], pirn.config) for name in pirn.shots]
+    return pirn.extractor(parts)
+
+
+def read_test(config: PIRNConfig, root: str | Path, category: str) -> TestSet:
+    """Reads and prepares the test split of a category."""
+    test_set = MVTec3D(root, category, "test")
+    parts = [_prepared(sample, config) for sample in test_set]
+    return TestSet(parts, test_set.names, test_set.defects, test_set.labels)
+
+
+def _prepared(sample: Sample, config: PIRNConfig) -> Prepared:
+    return prepare(sample, config.image_size, foreground=config.foreground)
+
+
+def predict(extractor: FeatureExtractor, detector: Detector, parts: Sequence[Prepared]) -> Prediction:
+    """Gives the prediction for any number of parts, a few at a time."""
+    chunks = [detector(extractor(parts[i : i + _CHUNK])) for i in range(0, len(parts), _CHUNK)]
+    maps = {name: torch.cat([chunk.maps[name] for chunk in chunks]) for name in chunks[0].maps}
+    return Prediction(torch.cat([chunk.score for chunk in chunks]), maps)
+
+
+def evaluate(
+    pirn: PIRNDetector, test: TestSet, shots: Features | None
+) -> tuple[dict[str, DetectionMetrics], Prediction]:
+    """Gives the metrics of PIRN, and of the yardsticks where their shots are given; and PIRN's prediction."""
+    prediction = predict(pirn.extractor, pirn.detector, test.parts)
+    predictions: dict[str, Prediction] = {"pirn": prediction}
+    if shots is not None:
+        for name, rival in yardsticks(pirn.extractor, pirn.config).items():
+            predictions[name] = predict(pirn.extractor, rival.fit(shots), test.parts)
+    return _metrics(predictions, test), prediction
+
+
+def _metrics(predictions: Mapping[str, Prediction], test: TestSet) -> dict[str, DetectionMetrics]:
+    masks = torch.stack([part.mask for part in test.parts]).numpy()
+    return {
+        name: evaluate_maps(prediction.score.numpy(), test.labels, prediction.maps["fused"].numpy(), masks)
+        for name, prediction in predictions.items()
+    }

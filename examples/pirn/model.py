@@ -1,0 +1,209 @@
+"""PIRN (paper Algorithm 1), composed from the modules of protoad."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from pirn.config import PIRNConfig
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from protoad.detection import Features, Reconstructor
+from protoad.losses import cosine_loss, soft_mining_loss
+from protoad.nn import (
+    CrossModalPrototypeGAT,
+    GatedProtoCrossAttention,
+    GlobalMeanAggregate,
+    GRUPrototypeRefiner,
+    LinearAssign,
+    SigmoidAssign,
+    SinkhornAssign,
+    SoftmaxAssign,
+    TopKAggregate,
+    TransportAggregate,
+)
+from protoad.ops import kmeans
+from protoad.training import Schedule, train
+
+__all__ = ["PIRN", "LayerState", "PIRNLayer"]
+
+_LOSSES = {"soft_mining": soft_mining_loss, "cosine": cosine_loss}
+
+
+class LayerState(NamedTuple):
+    """What a layer hands on, modality -> tensor, and what it did.
+
+    Attributes:
+        tokens: (b n d) Z_rec, the next layer's Z.
+        prototypes: (b k d) refined P, the next layer's P.
+        intra: (b n d) Z_bpa, made of this modality's prototypes alone.
+        displacement: scalar, mean |P' - P| / |P| of the refinement.
+    """
+
+    tokens: dict[str, Tensor]
+    prototypes: dict[str, Tensor]
+    intra: dict[str, Tensor]
+    displacement: dict[str, Tensor]
+
+
+class PIRNLayer(nn.Module):
+    """One decoder layer: refine the prototypes (APR), assign the tokens (BPA), exchange with the other modality (MNC).
+
+    Args:
+        dims: modality -> d; one for all, since both modalities' prototypes share a graph.
+        config: settings.
+    """
+
+    def __init__(self, dims: Mapping[str, int], config: PIRNConfig) -> None:
+        super().__init__()
+        transport = SinkhornAssign(epsilon=config.epsilon, n_iters=config.n_iters)
+        self.assign = {
+            "transport": transport,
+            "softmax": SoftmaxAssign(epsilon=config.epsilon),
+            "linear": LinearAssign(),
+            "sigmoid": SigmoidAssign(epsilon=config.epsilon),
+        }[config.assignment]
+        self.aggregate: nn.Module | None = {
+            "transport": TransportAggregate(transport),
+            "topk": TopKAggregate(),
+            "mean": GlobalMeanAggregate(),
+            "none": None,
+        }[config.aggregation]
+        refined = dims if self.aggregate is not None else {}
+        self.refine = nn.ModuleDict({m: GRUPrototypeRefiner(d) for m, d in refined.items()})
+        exchange = config.mnc and len(dims) == 2
+        dim = next(iter(dims.values()))
+        self.align = (
+            CrossModalPrototypeGAT(dim, num_heads=config.gat_heads, num_neighbors=config.num_neighbors)
+            if exchange
+            else None
+        )
+        self.inject = nn.ModuleDict(
+            {m: GatedProtoCrossAttention(d, residual=config.residual, gamma=config.gamma) for m, d in dims.items()}
+            if exchange
+            else {}
+        )
+
+    def forward(self, tokens: dict[str, Tensor], prototypes: dict[str, Tensor], token_mask: Tensor) -> LayerState:
+        """Runs lines 7-21 of Algorithm 1 on tokens (b n d) and prototypes (b k d) of each modality."""
+        displacement = {m: p.new_zeros(()) for m, p in prototypes.items()}
+        if self.aggregate is not None:
+            before = prototypes
+            prototypes = {
+                m: self.refine[m](p, self.aggregate(tokens[m], p, token_mask)) for m, p in prototypes.items()
+            }
+            displacement = {m: _relative_change(before[m], p) for m, p in prototypes.items()}
+        intra = {m: self.assign(z, prototypes[m], token_mask).reconstruction for m, z in tokens.items()}
+        if self.align is None:
+            return LayerState(intra, prototypes, intra, displacement)
+        aligned = self.align(prototypes["rgb"], prototypes["normals"])
+        other = {"rgb": aligned.second, "normals": aligned.first}
+        rebuilt = {m: intra[m] + self.inject[m](z, intra[m], other[m]) for m, z in tokens.items()}
+        return LayerState(rebuilt, prototypes, intra, displacement)
+
+
+class PIRN(Reconstructor):
+    """Rebuilds the tokens of one or two modalities from a few prototypes each (paper Algorithm 1).
+
+    Tokens are first divided by the shots' root mean square: the refiner's candidates lie in (-1, 1), whatever
+    the scale of the encoder.
+
+    Args:
+        dims: modality ("rgb", "normals") -> d.
+        config: settings.
+
+    Raises:
+        ValueError: if two modalities differ in d.
+    """
+
+    def __init__(self, dims: Mapping[str, int], config: PIRNConfig) -> None:
+        super().__init__()
+        if len(set(dims.values())) != 1:
+            raise ValueError(f"dims: expected the same d for all modalities, got {dict(dims)}")
+        self.config = config
+        generator = torch.Generator().manual_seed(config.seed)
+        self.prototypes = nn.ParameterDict(
+            {m: nn.Parameter(torch.randn(config.num_prototypes, d, generator=generator)) for m, d in dims.items()}
+        )
+        for modality in dims:
+            self.register_buffer(f"scale_{modality}", torch.ones(()))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.layers = nn.ModuleList(PIRNLayer(dims, config) for _ in range(config.num_layers))
+        self.history: list[dict[str, float]] = []
+
+    def forward(self, tokens: Mapping[str, Tensor], token_mask: Tensor) -> dict[str, Tensor]:
+        """Gives modality -> (b n d) Z_rec of the last layer, for tokens (b n d) and token_mask (b n)."""
+        rebuilt = self.trace(tokens, token_mask)[-1].tokens
+        return {m: z * self.get_buffer(f"scale_{m}") for m, z in rebuilt.items()}
+
+    def trace(self, tokens: Mapping[str, Tensor], token_mask: Tensor) -> list[LayerState]:
+        """Gives what every layer did, on tokens divided by the scale. Leaves no trace in the codebook."""
+        current = {m: z / self.get_buffer(f"scale_{m}") for m, z in tokens.items()}
+        prototypes = {m: p.expand(len(token_mask), -1, -1) for m, p in self.prototypes.items()}
+        states = []
+        for layer in self.layers:
+            state = layer(current, prototypes, token_mask)
+            current, prototypes = state.tokens, state.prototypes
+            states.append(state)
+        return states
+
+    def fit(self, shots: Features) -> PIRN:
+        """Trains on good parts with the paper's loss: last layer, both modalities summed."""
+        self.initialise(shots)
+        schedule = Schedule(
+            epochs=self.config.epochs, batch_size=self.config.batch_size, lr=self.config.lr, seed=self.config.seed
+        )
+        self.train()
+        self.history = train(
+            self.parameters(),
+            lambda indices: self._step(shots.pick(indices)),
+            shots=len(shots.mask),
+            schedule=schedule,
+            progress="training",
+        )
+        self.eval()
+        return self
+
+    @torch.no_grad()
+    def initialise(self, shots: Features) -> None:
+        """Sets the scale, and the prototypes to k-means centres of the shots' tokens unless they start at random."""
+        for modality, tokens in shots.tokens.items():
+            kept = tokens[shots.mask]
+            scale = self.get_buffer(f"scale_{modality}").copy_(kept.square().mean().sqrt())
+            if self.config.prototype_init == "kmeans":
+                centres = kmeans(kept / scale, self.config.num_prototypes, seed=self.config.seed)
+                self.prototypes[modality].copy_(centres)
+
+    def _step(self, shots: Features) -> tuple[Tensor, dict[str, float]]:
+        states = self.trace(shots.tokens, shots.mask)
+        loss_fn = _LOSSES[self.config.loss]
+        losses = [loss_fn(z, shots.tokens[m], token_mask=shots.mask) for m, z in states[-1].tokens.items()]
+        return torch.stack(losses).sum(), self._figures(shots, states)
+
+    @torch.no_grad()
+    def _figures(self, shots: Features, states: list[LayerState]) -> dict[str, float]:
+        """What to watch while training: leak, gates, and how far prototypes move, per layer and modality.
+
+        The leak is how much closer the input that passes through, Z' = Z sigmoid(Z_bpa), is to the target than
+        what prototypes can rebuild: cos(E, Z') - cos(E, Z_bpa), in the last layer. 0 where nothing passes.
+        """
+        figures = {"leak": 0.0}
+        last = states[-1]
+        entering = states[-2].tokens if len(states) > 1 else {m: t / self.get_buffer(f"scale_{m}") for m, t in shots.tokens.items()}
+        for modality, target in shots.tokens.items():
+            if self.config.residual == "purified" and self.layers[-1].align is not None:
+                purified = entering[modality] * last.intra[modality].sigmoid()
+                gain = cosine_similarity(target, purified, dim=-1) - cosine_similarity(target, last.intra[modality], dim=-1)
+                figures["leak"] += gain[shots.mask].mean().item() / len(shots.tokens)
+            for index, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
+                if modality in layer.inject:
+                    figures[f"gate_{modality}_{index}"] = layer.inject[modality].gate.item()
+                figures[f"displacement_{modality}_{index}"] = state.displacement[modality].item()
+        return figures
+
+
+def _relative_change(before: Tensor, after: Tensor) -> Tensor:
+    return ((after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)).mean().detach()

@@ -1,0 +1,307 @@
+"""Organised point clouds: surface normals, their colour coding, and what isn't table."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from protoad.errors import ShapeError
+
+__all__ = ["Normals", "encode_normals", "foreground_mask", "normals_from_xyz"]
+
+_RADIUS = 3  # pixels; a 7 x 7 window spans about as far as the 30 nearest points of the usual protocol twice over
+_SHIFT_PENALTY = 4.0
+_OWN_POINT = 9.0  # the pixel's own distance to the plane counts from three standard deviations on
+_NEIGHBOURS = 30
+_CHUNK = 20_000  # pixels at a time: 15 MB of neighbours instead of 120
+_MIN_POINTS = 3
+_COLLINEAR = 1e-3  # second over first eigenvalue: points on a line span no plane
+
+_STRIP = 10  # pixels of frame that the table is fitted to
+_MIN_BORDER_POINTS = 200
+_PLANE_SHARE = 0.5
+_MIN_PART_SHARE = 0.002
+_TRIALS = 256
+_VOTERS = 2000
+_SPECK_SHARE = 2e-4
+
+
+class Normals(NamedTuple):
+    """Unit normals (y x 3) float32 that face the camera, zero where `valid` (y x) bool is False."""
+
+    normals: np.ndarray
+    valid: np.ndarray
+
+
+def normals_from_xyz(
+    xyz: np.ndarray, *, method: Literal["grid", "knn"] = "grid", orient: Literal["camera"] = "camera"
+) -> Normals:
+    """Surface normals of an organised point cloud.
+
+    Args:
+        xyz: (y x 3) metres, camera axes x right, y down, z away; not finite or (0, 0, 0) where invalid.
+        method: "grid" fits a plane to the valid points of a window on the pixel grid and takes, for each
+            pixel, the window around it that is flattest, so that normals don't smear over depth edges;
+            "knn" fits one to the 30 nearest points in space: slower, and blind to depth edges.
+        orient: "camera" turns every normal towards the viewpoint, n . p < 0: exact for one view.
+
+    Returns:
+        `Normals`. A pixel is valid if it has a point and that point's neighbours span a plane.
+
+    Raises:
+        ShapeError: if `xyz` isn't (y x 3).
+        ValueError: for another `method` or `orient`.
+    """
+    points, valid = _split(xyz)
+    if orient != "camera":
+        raise ValueError(f"orient: expected 'camera', got {orient!r}")
+    if method == "grid":
+        normals, valid = _grid_normals(points, valid)
+    elif method == "knn":
+        normals, valid = _knn_normals(points, valid)
+    else:
+        raise ValueError(f"method: expected 'grid' or 'knn', got {method!r}")
+    away = (normals * points).sum(axis=-1) > 0
+    normals[away] *= -1
+    normals[~valid] = 0
+    return Normals(normals.astype(np.float32), valid)
+
+
+def foreground_mask(xyz: np.ndarray, *, distance: float = 0.005, seed: int = 0) -> np.ndarray:
+    """Where the part is, and not the table it lies on.
+
+    The table is the plane through the frame's border: RANSAC over triples of its valid points, then least
+    squares over the points that agree. It counts only if more than half of the border agrees and something
+    stands off it; otherwise the part itself fills the frame, and every valid pixel is foreground. Specks
+    smaller than 0.02 % of the frame go; what lies two pixels apart or less belongs together, so that thin
+    parts stay even where the sensor saw them in dashes.
+
+    Args:
+        xyz: (y x 3) metres, not finite or (0, 0, 0) where invalid.
+        distance: from the plane, in metres, up to which a point is table.
+        seed: of the triples.
+
+    Returns:
+        (y x) bool; invalid pixels are never foreground.
+
+    Raises:
+        ShapeError: if `xyz` isn't (y x 3).
+    """
+    points, valid = _split(xyz)
+    plane = _border_plane(points, valid, distance, seed)
+    if plane is None:
+        return valid
+    normal, offset = plane
+    part = valid & (np.abs(points @ normal - offset) > distance)
+    part = _without_specks(part, int(np.ceil(_SPECK_SHARE * part.size)))
+    return part if part.sum() > _MIN_PART_SHARE * valid.sum() else valid
+
+
+def _border_plane(
+    points: np.ndarray, valid: np.ndarray, distance: float, seed: int
+) -> tuple[np.ndarray, float] | None:
+    """Unit normal and offset of the plane that most of the border lies on, or None."""
+    border = points[_border(valid)]
+    if len(border) < _MIN_POINTS:
+        return None
+    rng = np.random.default_rng(seed)
+    triples = border[rng.integers(len(border), size=(_TRIALS, 3))]
+    normals = np.cross(triples[:, 1] - triples[:, 0], triples[:, 2] - triples[:, 0])
+    lengths = np.linalg.norm(normals, axis=1)
+    if not lengths.any():
+        return None
+    normals, corners = normals[lengths > 0] / lengths[lengths > 0, None], triples[lengths > 0, 0]
+    voters = border[rng.permutation(len(border))[:_VOTERS]]
+    off = np.abs(voters @ normals.T - (normals * corners).sum(axis=1))
+    best = (off < distance).sum(axis=0).argmax()
+    normal, offset = normals[best], float(normals[best] @ corners[best])
+    for _ in range(3):  # points near the threshold change sides once or twice
+        agree = np.abs(border @ normal - offset) < distance
+        if agree.mean() <= _PLANE_SHARE:
+            return None
+        centre = border[agree].mean(axis=0)
+        normal = np.linalg.svd(border[agree] - centre, full_matrices=False)[2][2]
+        offset = float(normal @ centre)
+    return normal, offset
+
+
+def _border(valid: np.ndarray) -> np.ndarray:
+    """Valid pixels of the frame strip, widened until there are enough of them."""
+    strip = _STRIP
+    while True:
+        border = valid.copy()
+        border[strip : -strip or None, strip : -strip or None] = False
+        if border.sum() >= min(_MIN_BORDER_POINTS, valid.sum()) or 2 * strip >= min(valid.shape):
+            return border
+        strip *= 2
+
+
+def _without_specks(mask: np.ndarray, min_pixels: int) -> np.ndarray:
+    from scipy.ndimage import binary_dilation, label
+
+    everywhere = np.ones((3, 3), dtype=bool)
+    groups, _ = label(binary_dilation(mask, everywhere), structure=everywhere)
+    pixels = np.bincount(groups[mask], minlength=1)
+    return mask & (pixels >= min_pixels)[groups]
+
+
+def encode_normals(normals: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """The colours of a normal map: x right, y up, z towards the viewer, so that facing is blue.
+
+    colour = round(127.5 n + 127.5) of (n_x, -n_y, -n_z); mid-grey where invalid.
+
+    Args:
+        normals: (y x 3) in camera axes.
+        valid: (y x) bool.
+
+    Returns:
+        (y x 3) uint8.
+    """
+    coded = np.where(valid[..., None], normals * np.float32([1, -1, -1]), 0)
+    return np.clip(np.round(127.5 * coded + 127.5), 0, 255).astype(np.uint8)
+
+
+def _split(xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points as float64 with zeros where invalid, and where they are valid."""
+    if xyz.ndim != 3 or xyz.shape[2] != 3:
+        raise ShapeError(f"xyz: expected (y x 3), got {xyz.shape}")
+    valid = np.isfinite(xyz).all(axis=-1) & (xyz != 0).any(axis=-1)
+    return np.where(valid[..., None], xyz, 0).astype(np.float64), valid
+
+
+def _grid_normals(points: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    fit = _fit_windows(points, valid)
+    choice = _flattest_window(points, valid, fit)
+    usable = np.isfinite(fit.residual.ravel()[choice]) & valid
+    return fit.normals.reshape(-1, 3)[choice], usable
+
+
+class _Planes(NamedTuple):
+    """The plane n . p = offset of the window around each pixel."""
+
+    normals: np.ndarray  # (y x 3)
+    offset: np.ndarray  # (y x)
+    residual: np.ndarray  # (y x) mean squared distance, per degree of freedom; inf if there's no plane
+
+
+def _fit_windows(points: np.ndarray, valid: np.ndarray) -> _Planes:
+    """Least-squares planes from box sums of first and second moments."""
+    from scipy.ndimage import uniform_filter
+
+    size = 2 * _RADIUS + 1
+    # about the cloud's centre: squares of whole distances would drown the micrometres that bend a plane
+    origin = points[valid].mean(axis=0) if valid.any() else np.zeros(3)
+    x, y, z = np.moveaxis(np.where(valid[..., None], points - origin, 0), -1, 0)
+
+    def box(channel: np.ndarray) -> np.ndarray:
+        return uniform_filter(channel, size, mode="constant") * size**2
+
+    count = np.round(box(valid.astype(np.float64)))
+    safe = np.maximum(count, 1)
+    mx, my, mz = box(x) / safe, box(y) / safe, box(z) / safe
+    covariance = (
+        box(x * x) / safe - mx * mx,
+        box(x * y) / safe - mx * my,
+        box(x * z) / safe - mx * mz,
+        box(y * y) / safe - my * my,
+        box(y * z) / safe - my * mz,
+        box(z * z) / safe - mz * mz,
+    )
+    (smallest, middle, largest), normals = _smallest_eigenvector(*covariance)
+    spans = (count >= _MIN_POINTS) & (middle > _COLLINEAR * largest)
+    # three points fit any plane: what's left over counts per degree of freedom
+    residual = np.maximum(smallest, 0) * count / np.maximum(count - 3, 0.1)
+    mean = np.stack([mx, my, mz], axis=-1) + origin
+    return _Planes(normals, (normals * mean).sum(axis=-1), np.where(spans, residual, np.inf))
+
+
+def _flattest_window(points: np.ndarray, valid: np.ndarray, fit: _Planes) -> np.ndarray:
+    """Flat index (y x) of the window each pixel takes its plane from.
+
+    The pixel's own window is kept unless a shifted one that contains it is clearly flatter: shifting costs
+    accuracy on curved surfaces, and gains where the own window straddles a depth edge. The pixel's own distance
+    to the plane counts too, or a thin part would take the plane of what lies behind it.
+    """
+    from scipy.ndimage import minimum_filter
+
+    height, width = valid.shape
+    points, normals = points.reshape(-1, 3), fit.normals.reshape(-1, 3)
+    offset, residual = fit.offset.ravel(), fit.residual.ravel()
+
+    def cost(pixels: np.ndarray, windows: np.ndarray) -> np.ndarray:
+        distance = np.einsum("ij,ij->i", normals[windows], points[pixels]) - offset[windows]
+        return residual[windows] + distance**2 / _OWN_POINT
+
+    choice = np.arange(height * width)
+    own = cost(choice, choice)
+    # only where some window around is flatter by the penalty can a shift win: few pixels, same result
+    flattest = minimum_filter(fit.residual, 2 * _RADIUS + 1, mode="constant", cval=np.inf).ravel()
+    pixels = np.flatnonzero(valid.ravel() & (own > _SHIFT_PENALTY * flattest))
+    best, rows, columns = own[pixels], pixels // width, pixels % width
+    steps = range(-_RADIUS, _RADIUS + 1)
+    for dy, dx in sorted(((dy, dx) for dy in steps for dx in steps), key=lambda s: s[0] ** 2 + s[1] ** 2)[1:]:
+        inside = (rows + dy >= 0) & (rows + dy < height) & (columns + dx >= 0) & (columns + dx < width)
+        windows = np.where(inside, pixels + dy * width + dx, pixels)
+        shifted = cost(pixels, windows) * (_SHIFT_PENALTY + (dy * dy + dx * dx) / _RADIUS**2)
+        better = inside & (shifted < best)
+        best[better] = shifted[better]
+        choice[pixels[better]] = windows[better]
+    return choice.reshape(height, width)
+
+
+def _smallest_eigenvector(
+    xx: np.ndarray, xy: np.ndarray, xz: np.ndarray, yy: np.ndarray, yz: np.ndarray, zz: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """Ascending eigenvalues and the unit eigenvector of the smallest one, of symmetric 3 x 3 matrices.
+
+    The trigonometric solution of the characteristic cubic; the vector is the longest cross product of two
+    rows of A - lambda I. Exact enough here because the smallest eigenvalue of a plane stands alone.
+    """
+    mean = (xx + yy + zz) / 3
+    dx, dy, dz = xx - mean, yy - mean, zz - mean
+    spread = np.sqrt((dx * dx + dy * dy + dz * dz + 2 * (xy * xy + xz * xz + yz * yz)) / 6)
+    determinant = dx * (dy * dz - yz * yz) - xy * (xy * dz - yz * xz) + xz * (xy * yz - dy * xz)
+    scale = np.where(spread > 0, spread, 1)
+    angle = np.arccos(np.clip(determinant / (2 * scale**3), -1, 1)) / 3
+    largest = mean + 2 * spread * np.cos(angle)
+    smallest = mean + 2 * spread * np.cos(angle + 2 * np.pi / 3)
+    a, b, c = xx - smallest, yy - smallest, zz - smallest
+    candidates = (
+        (xy * yz - xz * b, xz * xy - a * yz, a * b - xy * xy),
+        (xy * c - xz * yz, xz * xz - a * c, a * yz - xy * xz),
+        (b * c - yz * yz, yz * xz - xy * c, xy * yz - b * xz),
+    )
+    lengths = [u * u + v * v + w * w for u, v, w in candidates]
+    vector = np.stack(candidates[0], axis=-1)
+    length = lengths[0]
+    for candidate, other in zip(candidates[1:], lengths[1:]):
+        longer = other > length
+        vector[longer] = np.stack(candidate, axis=-1)[longer]
+        length = np.where(longer, other, length)
+    vector /= np.sqrt(np.where(length > 0, length, 1))[..., None]
+    return (smallest, 3 * mean - largest - smallest, largest), vector
+
+
+def _knn_normals(points: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.spatial import cKDTree
+
+    cloud = points[valid]
+    normals = np.zeros_like(points)
+    usable = np.zeros_like(valid)
+    if len(cloud) < _MIN_POINTS:
+        return normals, usable
+    tree = cKDTree(cloud)
+    neighbours = min(_NEIGHBOURS, len(cloud))
+    vectors = np.empty_like(cloud)
+    spans = np.empty(len(cloud), dtype=bool)
+    for start in range(0, len(cloud), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        _, nearest = tree.query(cloud[rows], k=neighbours)
+        offsets = cloud[nearest] - cloud[rows, None]
+        offsets -= offsets.mean(axis=1, keepdims=True)
+        values, axes = np.linalg.eigh(np.einsum("nki,nkj->nij", offsets, offsets))
+        vectors[rows] = axes[:, :, 0]
+        spans[rows] = values[:, 1] > _COLLINEAR * values[:, 2]
+    normals[valid], usable[valid] = vectors, spans
+    return normals, usable

@@ -1,0 +1,184 @@
+"""Assigning tokens to prototypes: balanced transport (paper Eqs. 1-2) and the rivals of Table 9, one interface."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from protoad.ops import (
+    linear_plan,
+    sigmoid_plan,
+    sinkhorn,
+    softmax_plan,
+    transport_context,
+    transport_reconstruct,
+)
+from protoad.ops._checks import check_positive
+from protoad.ops.sinkhorn import Cost, Gradient
+
+__all__ = ["Assignment", "LinearAssign", "SigmoidAssign", "SinkhornAssign", "SoftmaxAssign"]
+
+
+class Assignment(NamedTuple):
+    """Which tokens belong to which prototypes, and both averages that follow from it.
+
+    Attributes:
+        plan: (b n k) shares of each token; masked tokens have none.
+        reconstruction: (b n d) tokens made of prototypes, T P (Eq. 2).
+        context: (b k d) each prototype's weighted mean of its tokens, T column-normalised (section 3.3).
+    """
+
+    plan: Tensor
+    reconstruction: Tensor
+    context: Tensor
+
+
+class _Assign(nn.Module):
+    """What all assignments share: a plan, and what follows from it."""
+
+    def plan(self, tokens: Tensor, prototypes: Tensor, token_mask: Tensor | None = None) -> Tensor:
+        """Gives the plan (b n k) alone; arguments as in `forward`."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor, prototypes: Tensor, token_mask: Tensor | None = None) -> Assignment:
+        """Assigns tokens to prototypes.
+
+        Args:
+            tokens: (b n d), Z in the paper.
+            prototypes: (k d) shared, or (b k d) one codebook per item, P in the paper.
+            token_mask: (b n) bool, True for tokens that count.
+
+        Returns:
+            `Assignment`.
+
+        Raises:
+            ShapeError: for shapes that do not fit.
+        """
+        plan = self.plan(tokens, prototypes, token_mask)
+        return Assignment(plan, transport_reconstruct(plan, prototypes), transport_context(plan, tokens))
+
+
+class SinkhornAssign(_Assign):
+    """Balanced assignment by entropic optimal transport (BPA, paper Eqs. 1-2).
+
+    T* = argmin_T <T, C> - epsilon H(T),  T 1 = 1,  T^T 1 = n/k,  C_nk = 1 - cos(z_n, p_k);  Z_bpa = T* P.
+    Every prototype receives the same mass, so none goes unused. With a `token_mask` the kept tokens share the
+    prototypes: b = (kept tokens) / k.
+
+    Args:
+        epsilon: entropic regularisation on the cost; the paper gives none, 0.05 suits the cosine cost in [0, 2].
+        n_iters: Sinkhorn iterations, the rows last, so that a reconstruction is a convex combination.
+        cost: "cosine" or "sqeuclidean".
+        gradient: "unrolled", exact for these iterations, or "detached".
+
+    Note:
+        Solved in float32 (float64 for float64), also under autocast. Holds no parameters.
+
+    Example:
+        >>> import torch
+        >>> from protoad.nn import SinkhornAssign
+        >>> _ = torch.manual_seed(0)
+        >>> tokens, prototypes = torch.randn(2, 196, 32), torch.randn(10, 32)
+        >>> assign = SinkhornAssign(epsilon=0.05, n_iters=100)
+        >>> plan, reconstruction, context = assign(tokens, prototypes)
+        >>> plan.shape, reconstruction.shape, context.shape
+        (torch.Size([2, 196, 10]), torch.Size([2, 196, 32]), torch.Size([2, 10, 32]))
+        >>> torch.allclose(plan.sum(2), torch.ones(2, 196))     # every token is shared out whole
+        True
+        >>> torch.allclose(plan.sum(1), torch.full((2, 10), 19.6), rtol=1e-3)   # every prototype gets as much
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        epsilon: float = 0.05,
+        n_iters: int = 20,
+        cost: Cost = "cosine",
+        gradient: Gradient = "unrolled",
+    ) -> None:
+        super().__init__()
+        check_positive(epsilon=epsilon, n_iters=n_iters)
+        self.epsilon, self.n_iters, self.cost, self.gradient = epsilon, n_iters, cost, gradient
+
+    def plan(self, tokens: Tensor, prototypes: Tensor, token_mask: Tensor | None = None) -> Tensor:
+        return sinkhorn(
+            tokens,
+            prototypes,
+            cost=self.cost,
+            epsilon=self.epsilon,
+            n_iters=self.n_iters,
+            gradient=self.gradient,
+            token_mask=token_mask,
+        ).plan
+
+    def extra_repr(self) -> str:
+        return (
+            f"epsilon={self.epsilon}, n_iters={self.n_iters}, cost={self.cost!r}, gradient={self.gradient!r}"
+        )
+
+
+class SoftmaxAssign(_Assign):
+    """Softmax attention over prototypes, softmax_k(cos / epsilon): unbalanced (paper Table 9).
+
+    Args:
+        epsilon: temperature on the cosine.
+
+    Example:
+        >>> import torch
+        >>> assign = SoftmaxAssign(epsilon=0.1)
+        >>> assign(torch.randn(1, 5, 8), torch.randn(3, 8)).plan.shape
+        torch.Size([1, 5, 3])
+    """
+
+    def __init__(self, *, epsilon: float = 0.05) -> None:
+        super().__init__()
+        check_positive(epsilon=epsilon)
+        self.epsilon = epsilon
+
+    def plan(self, tokens: Tensor, prototypes: Tensor, token_mask: Tensor | None = None) -> Tensor:
+        return softmax_plan(tokens, prototypes, epsilon=self.epsilon, token_mask=token_mask)
+
+    def extra_repr(self) -> str:
+        return f"epsilon={self.epsilon}"
+
+
+class LinearAssign(_Assign):
+    """Linear attention over prototypes, phi = elu + 1, row-normalised: unbalanced (paper Table 9).
+
+    Example:
+        >>> import torch
+        >>> LinearAssign()(torch.randn(1, 5, 8), torch.randn(3, 8)).plan.shape
+        torch.Size([1, 5, 3])
+    """
+
+    def plan(self, tokens: Tensor, prototypes: Tensor, token_mask: Tensor | None = None) -> Tensor:
+        return linear_plan(tokens, prototypes, token_mask=token_mask)
+
+
+class SigmoidAssign(_Assign):
+    """Sigmoid attention over prototypes, sigmoid(cos / epsilon): unbalanced (paper Table 9).
+
+    Args:
+        epsilon: temperature on the cosine.
+        normalise: whether each row sums to 1.
+
+    Example:
+        >>> import torch
+        >>> SigmoidAssign(epsilon=0.1)(torch.randn(1, 5, 8), torch.randn(3, 8)).plan.shape
+        torch.Size([1, 5, 3])
+    """
+
+    def __init__(self, *, epsilon: float = 0.05, normalise: bool = True) -> None:
+        super().__init__()
+        check_positive(epsilon=epsilon)
+        self.epsilon, self.normalise = epsilon, normalise
+
+    def plan(self, tokens: Tensor, prototypes: Tensor, token_mask: Tensor | None = None) -> Tensor:
+        return sigmoid_plan(
+            tokens, prototypes, epsilon=self.epsilon, normalise=self.normalise, token_mask=token_mask
+        )
+
+    def extra_repr(self) -> str:
+        return f"epsilon={self.epsilon}, normalise={self.normalise}"

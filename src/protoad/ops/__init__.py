@@ -1,0 +1,26 @@
+"""Functions on tensors: what the modules of `protoad.nn` compute."""
+
+from protoad.ops.assignment import (
+    linear_plan,
+    sigmoid_plan,
+    softmax_plan,
+    transport_context,
+    transport_reconstruct,
+)
+from protoad.ops.kmeans import kmeans
+from protoad.ops.precision import unit
+from protoad.ops.sinkhorn import Transport, cosine_cost, sinkhorn, sinkhorn_from_cost
+
+__all__ = [
+    "Transport",
+    "cosine_cost",
+    "kmeans",
+    "linear_plan",
+    "sigmoid_plan",
+    "sinkhorn",
+    "sinkhorn_from_cost",
+    "softmax_plan",
+    "transport_context",
+    "transport_reconstruct",
+    "unit",
+]

@@ -1,0 +1,189 @@
+"""Balanced optimal transport between tokens and prototypes by Sinkhorn's iteration (paper Eq. 1)."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from protoad.errors import ShapeError
+from protoad.ops._checks import check_mask, check_positive, check_tokens_and_prototypes
+from protoad.ops.precision import full_precision, solver_dtype, unit
+
+__all__ = ["Cost", "Gradient", "Transport", "cosine_cost", "sinkhorn", "sinkhorn_from_cost"]
+
+Cost = Literal["cosine", "sqeuclidean"]
+Gradient = Literal["unrolled", "detached"]
+
+
+class Transport(NamedTuple):
+    """A transport plan and the potentials it came from: plan = exp(f + g - cost / epsilon).
+
+    Attributes:
+        plan: (... n k), rows sum to the row mass exactly, columns up to `marginal_error`.
+        f: (... n) logarithmic row potential, -inf where a row carries no mass.
+        g: (... k) logarithmic column potential.
+        iterations: how many iterations were run.
+        marginal_error: (...) largest relative error of a column sum, max_k |sum_n plan - b_k| / b_k.
+    """
+
+    plan: Tensor
+    f: Tensor
+    g: Tensor
+    iterations: int
+    marginal_error: Tensor
+
+
+def cosine_cost(tokens: Tensor, prototypes: Tensor) -> Tensor:
+    """Gives the cosine distance C_nk = 1 - cos(z_n, p_k), in [0, 2].
+
+    Args:
+        tokens: (... n d). A zero token has cosine 0 to everything, and zero gradient.
+        prototypes: (k d) or (... k d).
+
+    Returns:
+        (... n k).
+    """
+    check_tokens_and_prototypes(tokens, prototypes)
+    return 1 - unit(tokens) @ unit(prototypes).mT
+
+
+def _squared_euclidean_cost(tokens: Tensor, prototypes: Tensor) -> Tensor:
+    check_tokens_and_prototypes(tokens, prototypes)
+    squares = tokens.square().sum(-1).unsqueeze(-1) + prototypes.square().sum(-1).unsqueeze(-2)
+    return (squares - 2 * tokens @ prototypes.mT).clamp_min(0)
+
+
+_COSTS = {"cosine": cosine_cost, "sqeuclidean": _squared_euclidean_cost}
+
+
+def sinkhorn(
+    tokens: Tensor,
+    prototypes: Tensor,
+    *,
+    cost: Cost = "cosine",
+    epsilon: float = 0.05,
+    n_iters: int = 20,
+    gradient: Gradient = "unrolled",
+    token_mask: Tensor | None = None,
+    row_mass: Tensor | None = None,
+    col_mass: Tensor | None = None,
+) -> Transport:
+    """Gives the entropic optimal transport plan from tokens to prototypes (paper Eq. 1).
+
+    T* = argmin_T <T, C> - epsilon H(T)  subject to  T 1 = a,  T^T 1 = b,
+    with a = 1 for every token and b = (number of tokens) / k, so that all prototypes are used equally.
+    Paper symbols: Z = tokens, P = prototypes, C = cost, T* = plan.
+
+    Args:
+        tokens: (... n d).
+        prototypes: (k d), shared, or (... k d), one codebook per item.
+        cost: "cosine", 1 - cos in [0, 2], or "sqeuclidean".
+        epsilon: entropic regularisation, in units of the cost.
+        n_iters: Sinkhorn iterations; each updates the columns, then the rows.
+        gradient: "unrolled" is exact for the iterations run; "detached" lets none through the plan.
+        token_mask: (... n) bool; a token with False carries no mass and its row is 0.
+        row_mass: (... n) masses a, non-negative; default 1.
+        col_mass: (... k) masses b, positive; default sum(a) / k.
+
+    Returns:
+        `Transport`. The plan has the dtype of the tokens; it is solved in float32 (float64 for float64), also under autocast.
+
+    Raises:
+        ShapeError: for shapes that do not fit.
+        ValueError: for epsilon or n_iters not above 0, or an unknown cost or gradient.
+
+    Example:
+        >>> import torch
+        >>> from protoad.ops import sinkhorn
+        >>> tokens = torch.eye(4)[[0, 0, 1, 1]]
+        >>> plan = sinkhorn(tokens, torch.eye(4)[:2]).plan
+        >>> plan.shape, plan.argmax(-1).tolist()
+        (torch.Size([4, 2]), [0, 0, 1, 1])
+    """
+    if cost not in _COSTS:
+        raise ValueError(f"cost: expected one of {', '.join(_COSTS)}, got {cost!r}")
+    check_tokens_and_prototypes(tokens, prototypes)
+    check_mask(token_mask, tokens)
+    if token_mask is not None:
+        kept = token_mask.to(solver_dtype(tokens))
+        row_mass = kept if row_mass is None else row_mass * kept
+    with full_precision(tokens):
+        dtype = solver_dtype(tokens)
+        costs = _COSTS[cost](tokens.to(dtype), prototypes.to(dtype))
+        transport = sinkhorn_from_cost(
+            costs, epsilon=epsilon, n_iters=n_iters, gradient=gradient, row_mass=row_mass, col_mass=col_mass
+        )
+    return transport._replace(plan=transport.plan.to(tokens.dtype))
+
+
+def sinkhorn_from_cost(
+    cost: Tensor,
+    *,
+    epsilon: float = 0.05,
+    n_iters: int = 20,
+    gradient: Gradient = "unrolled",
+    row_mass: Tensor | None = None,
+    col_mass: Tensor | None = None,
+) -> Transport:
+    """Gives the entropic optimal transport plan for a given cost; see `sinkhorn`.
+
+    One iteration is g <- log b - LSE_n(f - C / epsilon), then f <- log a - LSE_k(g - C / epsilon), from f = 0:
+    the order of POT, rows last, so that T 1 = a holds exactly and T P is a convex combination of prototypes.
+
+    Args:
+        cost: (... n k).
+        epsilon: entropic regularisation, in units of the cost.
+        n_iters: Sinkhorn iterations.
+        gradient: "unrolled" or "detached".
+        row_mass: (... n) masses a, non-negative; default 1.
+        col_mass: (... k) masses b, positive; default sum(a) / k.
+
+    Raises:
+        ShapeError: for shapes that do not fit.
+        ValueError: for epsilon or n_iters not above 0, or an unknown gradient.
+    """
+    if cost.ndim < 2 or 0 in cost.shape[-2:]:
+        raise ShapeError(f"cost: expected (... n k) with n, k >= 1, got {tuple(cost.shape)}")
+    if gradient not in ("unrolled", "detached"):
+        raise ValueError(f"gradient: expected unrolled or detached, got {gradient!r}")
+    check_positive(epsilon=epsilon, n_iters=n_iters)
+    with full_precision(cost):
+        logits = (cost.detach() if gradient == "detached" else cost).to(solver_dtype(cost)) / -epsilon
+        a, b = _masses(logits, row_mass, col_mass)
+        plan, f, g = _iterate(logits, a, b, n_iters)
+        error = ((plan.sum(-2) - b).abs() / b.clamp_min(torch.finfo(b.dtype).tiny)).amax(-1)
+    return Transport(plan.to(cost.dtype), f, g, n_iters, error.detach())
+
+
+def _masses(logits: Tensor, row_mass: Tensor | None, col_mass: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The marginals a (... n) and b (... k), with their defaults."""
+    n, k = logits.shape[-2:]
+    rows, cols = (*logits.shape[:-2], n), (*logits.shape[:-2], k)
+    for name, mass, shape in (("row_mass", row_mass, rows), ("col_mass", col_mass, cols)):
+        if mass is not None and mass.shape not in (shape, shape[-1:]):
+            raise ShapeError(
+                f"{name}: expected {shape} for cost {tuple(logits.shape)}, got {tuple(mass.shape)}"
+            )
+    a = logits.new_ones(rows) if row_mass is None else row_mass.to(logits).expand(rows)
+    if col_mass is None:
+        return a, (a.sum(-1, keepdim=True) / k).expand(cols)
+    return a, col_mass.to(logits).expand(cols)
+
+
+def _iterate(logits: Tensor, a: Tensor, b: Tensor, n_iters: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The iteration itself, k-major: reductions over the last axis of length k are several times slower on a CPU."""
+    # An item without any mass has no transport: solve it as if all its tokens counted, and give it the zero plan.
+    empty = (a.sum(-1, keepdim=True) == 0).detach()
+    log_a = torch.where(empty, torch.ones_like(a), a).log()
+    log_b = torch.where(empty | (b == 0), torch.ones_like(b), b).log()
+    logits = logits.mT.contiguous()
+    f = torch.where(log_a == -torch.inf, log_a, torch.zeros_like(log_a))
+    g = log_b
+    for _ in range(n_iters):
+        g = log_b - (logits + f.unsqueeze(-2)).logsumexp(-1)
+        f = log_a - (logits + g.unsqueeze(-1)).logsumexp(-2)
+    plan = (logits + f.unsqueeze(-2) + g.unsqueeze(-1)).exp()
+    plan = torch.where(empty.unsqueeze(-1), torch.zeros_like(plan), plan)
+    return plan.mT, f, g
