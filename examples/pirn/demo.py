@@ -14,7 +14,7 @@ from pirn.config import PIRNConfig
 from pirn.experiment import evaluate, read_test, train_category
 from pirn.pictures import write_grid
 
-from protoad.data import PART_TYPES, write_dataset
+from protoad.data.synthetic import PART_TYPES, write_dataset
 from protoad.metrics import DetectionMetrics
 from protoad.report import format_table, summarise, write_json
 

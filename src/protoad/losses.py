@@ -88,16 +88,13 @@ def cosine_loss(reconstruction: Tensor, target: Tensor, *, token_mask: Tensor | 
     return ((1 - _cosine(reconstruction, target)) * kept).sum() / kept.sum().clamp_min(1)
 
 
-def _prepare(
-    reconstruction: Tensor, target: Tensor, token_mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _prepare(reconstruction: Tensor, target: Tensor, token_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Checks shapes; returns both token sets in working precision with zeros where masked, and the mask."""
     if reconstruction.ndim != 3:
         raise ShapeError(f"reconstruction: expected tokens (b n d), got {tuple(reconstruction.shape)}")
     if target.shape != reconstruction.shape:
         raise ShapeError(
-            f"target: expected the shape of reconstruction {tuple(reconstruction.shape)}, "
-            f"got {tuple(target.shape)}"
+            f"target: expected the shape of reconstruction {tuple(reconstruction.shape)}, got {tuple(target.shape)}"
         )
     if token_mask is None:
         token_mask = torch.ones(reconstruction.shape[:2], dtype=torch.bool, device=reconstruction.device)

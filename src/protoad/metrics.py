@@ -233,9 +233,7 @@ def _rank_curve(maps: np.ndarray, masks: np.ndarray, regions: np.ndarray) -> tup
     thresholds = normal[positions]
     sizes = np.bincount(regions[masks])[1:]
     by_region = np.split(maps[masks][np.argsort(regions[masks], kind="stable")], np.cumsum(sizes)[:-1])
-    missed = [
-        np.searchsorted(np.sort(region), thresholds, side="right") / region.size for region in by_region
-    ]
+    missed = [np.searchsorted(np.sort(region), thresholds, side="right") / region.size for region in by_region]
     fpr = 1 - (positions + 1) / normal.size
     return np.append(fpr, 1.0), np.append(1 - np.mean(missed, axis=0), 1.0)
 

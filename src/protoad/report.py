@@ -6,12 +6,12 @@ dict from each category's name to its own four.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
 import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -56,29 +56,30 @@ def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         Lines of text without a final newline; numbers with three decimals, "-" for an undefined or absent one.
         The mean is over the categories a method has results for. Three methods fit into 120 columns.
     """
-    categories = list(dict.fromkeys(name for result in results.values() for name in result["categories"]))
-    first = max(len(name) for name in [*categories, "category", "mean"])
-    cell = max(len(heading) for heading in _HEADINGS.values())
-    group = max([len(_HEADINGS) * (cell + 1) - 1, *map(len, results)])
+    rows_of = {method: result.get("categories", {}) for method, result in results.items()}
+    categories = list(dict.fromkeys(name for rows in rows_of.values() for name in rows))
+    first = max(map(len, [*categories, "category"]))
+    cell = max(map(len, _HEADINGS.values()))
+    group = max(len(_HEADINGS) * (cell + 1) - 1, *map(len, results), 0)
 
-    def line(start: str, groups: Sequence[str]) -> str:
+    def line(start: str, groups: Iterable[str]) -> str:
         return _GAP.join([start.ljust(first), *(text.ljust(group) for text in groups)]).rstrip()
 
     def numbers(values: Mapping[str, float]) -> str:
-        return " ".join(_cell(values.get(key, math.nan)).rjust(cell) for key in _HEADINGS)
+        return " ".join(_cell(values.get(key)).rjust(cell) for key in _HEADINGS)
 
-    rule = line("-" * first, ["-" * group for _ in results])
+    headings = " ".join(text.rjust(cell) for text in _HEADINGS.values())
+    rule = line("-" * first, ("-" * group for _ in results))
     return "\n".join(
         [
-            line("", list(results)),
-            line("category", [" ".join(text.rjust(cell) for text in _HEADINGS.values()) for _ in results]),
+            line("", results),
+            line("category", (headings for _ in results)),
             rule,
-            *(line(name, [numbers(result["categories"].get(name, {})) for result in results.values()])
-              for name in categories),
+            *(line(name, (numbers(rows.get(name, {})) for rows in rows_of.values())) for name in categories),
             rule,
-            line("mean", [numbers(result) for result in results.values()]),
+            line("mean", map(numbers, results.values())),
         ]
-    )  # fmt: skip
+    )
 
 
 def write_json(path: str | os.PathLike[str], data: Any) -> None:
@@ -89,7 +90,8 @@ def write_json(path: str | os.PathLike[str], data: Any) -> None:
         data: dicts with text keys, lists, tuples (NamedTuples as dicts), text, numbers (NumPy's too), bool, None.
 
     Raises:
-        DataError: if data holds an infinite number, or something else that JSON can't.
+        DataError: if data holds an infinite number or something else that JSON can't, or the file can't be
+            written.
     """
     text = json.dumps(_plain(data), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
     _write(path, lambda file: file.write(text + "\n"))
@@ -102,6 +104,9 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -
         path: file to write; its folder is made if missing.
         rows: one mapping per line. Columns are in the order of first appearance; what a row lacks stays empty, as
             does NaN.
+
+    Raises:
+        DataError: if the file can't be written.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
 
@@ -113,8 +118,8 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -
     _write(path, write)
 
 
-def _cell(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
+def _cell(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -151,15 +156,16 @@ def _plain(value: Any) -> Any:
 
 
 def _write(path: str | os.PathLike[str], write: Callable[[TextIO], object]) -> None:
-    """Writes beside the target, then renames: a crash leaves the old file or the new one."""
+    """Writes beside the target, then renames: an interruption leaves the old file or the new one."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with open(handle, "w", encoding="utf-8", newline="") as file:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8", newline="") as file:
             write(file)
-        os.chmod(temporary, _default_mode())  # mkstemp's is for its owner only
         os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):  # gone after success; never there if the folder could not be made
+            temporary.unlink()

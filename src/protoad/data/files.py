@@ -23,7 +23,7 @@ PathLike = str | os.PathLike[str]
 MAX_PIXELS = 64_000_000
 """Largest frame that is decoded: a header may promise gigabytes that a small file doesn't hold."""
 
-_MAX_MASK_LEVELS = 16  # MVTec 3D-AD gives each kind of defect its own value (252 to 255); a photograph has far more
+_MAX_MASK_LEVELS = 16  # MVTec 3D-AD numbers kinds of defects (252 to 255); a photograph has far more levels
 
 
 def read_rgb(path: PathLike) -> np.ndarray:
@@ -52,7 +52,7 @@ def read_mask(path: PathLike) -> np.ndarray:
     count = np.unique(levels).size
     if count > _MAX_MASK_LEVELS:
         raise DataError(
-            f"{path}: has {count} grey levels, expected a mask (0 good, any other value defect); threshold it first"
+            f"{path}: has {count} grey levels, expected a mask (0 good, else defect); threshold it first"
         )
     return levels != 0
 
@@ -74,9 +74,10 @@ def read_xyz(path: PathLike) -> np.ndarray:
         with tifffile.TiffFile(os.fspath(path)) as file:
             page = file.pages[0]
             _check_xyz_header(path, page.shape, page.dtype)
-            end_of_data = max((a + n for a, n in zip(page.dataoffsets, page.databytecounts)), default=0)
+            strips = zip(page.dataoffsets, page.databytecounts, strict=True)
+            end_of_data = max((start + size for start, size in strips), default=0)
             if end_of_data > os.path.getsize(path):
-                raise DataError(f"{path}: is cut off (its points end at byte {end_of_data}); copy the file again")
+                raise DataError(f"{path}: is cut off before byte {end_of_data}; copy the file again")
             xyz = page.asarray().astype(np.float32)
     except DataError:
         raise
@@ -84,7 +85,7 @@ def read_xyz(path: PathLike) -> np.ndarray:
         raise DataError(f"{path}: not a readable TIFF file ({_brief(error)}); copy the file again") from error
     xyz[~np.isfinite(xyz).all(axis=-1) | (xyz == 0).all(axis=-1)] = np.nan
     if np.isnan(xyz).all():
-        raise DataError(f"{path}: holds no valid point, every pixel is (0, 0, 0) or not finite; scan the part again")
+        raise DataError(f"{path}: holds no valid point, only (0, 0, 0) or not finite; scan the part again")
     return xyz
 
 
@@ -97,7 +98,7 @@ def write_rgb(path: PathLike, rgb: np.ndarray) -> None:
 
 
 def write_mask(path: PathLike, mask: np.ndarray) -> None:
-    """Writes (y x) bool as a PNG of 0 and 255; a crash leaves the old file or the new one, never half of it."""
+    """Writes (y x) bool as a PNG of 0 and 255; a crash leaves the old file or the new one, never half."""
     if mask.ndim != 2 or mask.dtype != np.bool_:
         raise DataError(f"{path}: cannot write {mask.dtype} {mask.shape}, expected bool (y x)")
     image = require("PIL.Image", extra="data").fromarray(mask.astype(np.uint8) * np.uint8(255))
@@ -171,7 +172,7 @@ def _check_xyz_header(path: PathLike, shape: tuple[int, ...], dtype: Any) -> Non
         _check_size(path, shape[1], shape[0])
     if len(shape) != 3 or shape[2] != 3 or dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
         raise DataError(
-            f"{path}: holds {dtype} of shape {tuple(shape)}, expected float32 (y, x, 3) with x, y, z in metres"
+            f"{path}: holds {dtype} of shape {tuple(shape)}, expected float32 (y, x, 3): x, y, z in metres"
         )
 
 

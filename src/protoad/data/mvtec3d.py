@@ -1,8 +1,7 @@
 """Data sets in the layout of MVTec 3D-AD (Bergmann et al., VISAPP 2022).
 
-    ROOT/CATEGORY/{train,validation,test}/{good,DEFECT}/rgb/000.png
-                                                       /xyz/000.tiff
-                                                       /gt/000.png     (or ground_truth/)
+ROOT/CATEGORY/SPLIT/KIND/ holds rgb/000.png, xyz/000.tiff and gt/000.png (or ground_truth/000.png), with
+SPLIT one of train, validation, test and KIND "good" or a kind of defect.
 """
 
 from __future__ import annotations
@@ -132,7 +131,7 @@ def _load(files: _Files) -> Sample:
     rgb, xyz, mask = _read(files.rgb, files.xyz, files.mask)
     good = files.defect == "good"
     if good and mask.any():
-        raise DataError(f"{files.mask}: outlines a defect on a part in a folder of good ones; move one of them")
+        raise DataError(f"{files.mask}: outlines a defect, but its folder is for good parts; move the part")
     return Sample(rgb=rgb, xyz=xyz, mask=mask, label=int(not good), defect=files.defect, name=files.name)
 
 

@@ -10,7 +10,7 @@ from protoad.errors import ShapeError
 
 __all__ = ["Normals", "encode_normals", "foreground_mask", "normals_from_xyz"]
 
-_RADIUS = 3  # pixels; a 7 x 7 window spans about as far as the 30 nearest points of the usual protocol twice over
+_RADIUS = 2  # pixels; a 5 x 5 window spans about as far as the 30 nearest points of the usual protocol
 _SHIFT_PENALTY = 4.0
 _OWN_POINT = 9.0  # the pixel's own distance to the plane counts from three standard deviations on
 _NEIGHBOURS = 30
@@ -25,6 +25,7 @@ _MIN_PART_SHARE = 0.002
 _TRIALS = 256
 _VOTERS = 2000
 _SPECK_SHARE = 2e-4
+_SURROUNDED = 0.9
 
 
 class Normals(NamedTuple):
@@ -75,7 +76,8 @@ def foreground_mask(xyz: np.ndarray, *, distance: float = 0.005, seed: int = 0) 
     squares over the points that agree. It counts only if more than half of the border agrees and something
     stands off it; otherwise the part itself fills the frame, and every valid pixel is foreground. Specks
     smaller than 0.02 % of the frame go; what lies two pixels apart or less belongs together, so that thin
-    parts stay even where the sensor saw them in dashes.
+    parts stay even where the sensor saw them in dashes. Gaps in the cloud with the part on nine tenths of
+    their rim belong to the part.
 
     Args:
         xyz: (y x 3) metres, not finite or (0, 0, 0) where invalid.
@@ -83,7 +85,7 @@ def foreground_mask(xyz: np.ndarray, *, distance: float = 0.005, seed: int = 0) 
         seed: of the triples.
 
     Returns:
-        (y x) bool; invalid pixels are never foreground.
+        (y x) bool; an invalid pixel is foreground only in a gap within the part.
 
     Raises:
         ShapeError: if `xyz` isn't (y x 3).
@@ -93,9 +95,11 @@ def foreground_mask(xyz: np.ndarray, *, distance: float = 0.005, seed: int = 0) 
     if plane is None:
         return valid
     normal, offset = plane
-    part = valid & (np.abs(points @ normal - offset) > distance)
+    part = valid & (np.abs(_dot(points, normal) - offset) > distance)
     part = _without_specks(part, int(np.ceil(_SPECK_SHARE * part.size)))
-    return part if part.sum() > _MIN_PART_SHARE * valid.sum() else valid
+    if part.sum() <= _MIN_PART_SHARE * valid.sum():
+        return valid
+    return part | _gaps_within(part, valid)
 
 
 def _border_plane(
@@ -113,16 +117,17 @@ def _border_plane(
         return None
     normals, corners = normals[lengths > 0] / lengths[lengths > 0, None], triples[lengths > 0, 0]
     voters = border[rng.permutation(len(border))[:_VOTERS]]
-    off = np.abs(voters @ normals.T - (normals * corners).sum(axis=1))
+    off = np.abs(_dot(voters[:, None], normals) - (normals * corners).sum(axis=1))
     best = (off < distance).sum(axis=0).argmax()
-    normal, offset = normals[best], float(normals[best] @ corners[best])
+    normal = normals[best]
+    offset = float(_dot(normal, corners[best]))
     for _ in range(3):  # points near the threshold change sides once or twice
-        agree = np.abs(border @ normal - offset) < distance
+        agree = np.abs(_dot(border, normal) - offset) < distance
         if agree.mean() <= _PLANE_SHARE:
             return None
         centre = border[agree].mean(axis=0)
         normal = np.linalg.svd(border[agree] - centre, full_matrices=False)[2][2]
-        offset = float(normal @ centre)
+        offset = float(_dot(normal, centre))
     return normal, offset
 
 
@@ -135,6 +140,30 @@ def _border(valid: np.ndarray) -> np.ndarray:
         if border.sum() >= min(_MIN_BORDER_POINTS, valid.sum()) or 2 * strip >= min(valid.shape):
             return border
         strip *= 2
+
+
+def _gaps_within(part: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Gaps in the cloud that the part surrounds: deep cuts and gloss are where depth goes missing."""
+    from scipy.ndimage import label
+
+    gaps, count = label(~valid)
+    all_round, on_part = np.zeros(count + 1), np.zeros(count + 1)
+    for gap, other, known in (
+        (gaps[1:], part[:-1], valid[:-1]),
+        (gaps[:-1], part[1:], valid[1:]),
+        (gaps[:, 1:], part[:, :-1], valid[:, :-1]),
+        (gaps[:, :-1], part[:, 1:], valid[:, 1:]),
+    ):
+        all_round += np.bincount(gap[known], minlength=count + 1)
+        on_part += np.bincount(gap[known & other], minlength=count + 1)
+    surrounded = on_part > _SURROUNDED * all_round
+    surrounded[0] = False  # label 0 is what has points
+    return surrounded[gaps]
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Along the last axis; elementwise, because threaded matrix products round differently by machine."""
+    return a[..., 0] * b[..., 0] + a[..., 1] * b[..., 1] + a[..., 2] * b[..., 2]
 
 
 def _without_specks(mask: np.ndarray, min_pixels: int) -> np.ndarray:
@@ -158,8 +187,13 @@ def encode_normals(normals: np.ndarray, valid: np.ndarray) -> np.ndarray:
     Returns:
         (y x 3) uint8.
     """
-    coded = np.where(valid[..., None], normals * np.float32([1, -1, -1]), 0)
+    coded = np.where(valid[..., None], viewer_axes(normals), 0)
     return np.clip(np.round(127.5 * coded + 127.5), 0, 255).astype(np.uint8)
+
+
+def viewer_axes(normals: np.ndarray) -> np.ndarray:
+    """Camera axes (.. 3), y down and z away, turned to x right, y up, z towards the viewer."""
+    return normals * np.array([1, -1, -1], dtype=normals.dtype)
 
 
 def _split(xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -220,8 +254,8 @@ def _flattest_window(points: np.ndarray, valid: np.ndarray, fit: _Planes) -> np.
     """Flat index (y x) of the window each pixel takes its plane from.
 
     The pixel's own window is kept unless a shifted one that contains it is clearly flatter: shifting costs
-    accuracy on curved surfaces, and gains where the own window straddles a depth edge. The pixel's own distance
-    to the plane counts too, or a thin part would take the plane of what lies behind it.
+    accuracy on curved surfaces, and gains where the own window straddles a depth edge. The pixel's own
+    distance to the plane counts too, or a thin part would take the plane of what lies behind it.
     """
     from scipy.ndimage import minimum_filter
 
@@ -275,7 +309,7 @@ def _smallest_eigenvector(
     lengths = [u * u + v * v + w * w for u, v, w in candidates]
     vector = np.stack(candidates[0], axis=-1)
     length = lengths[0]
-    for candidate, other in zip(candidates[1:], lengths[1:]):
+    for candidate, other in zip(candidates[1:], lengths[1:], strict=True):
         longer = other > length
         vector[longer] = np.stack(candidate, axis=-1)[longer]
         length = np.where(longer, other, length)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from protoad.data.pointcloud import foreground_mask, normals_from_xyz
+from protoad.data.pointcloud import foreground_mask, normals_from_xyz, viewer_axes
 from protoad.data.sample import Sample
 from protoad.errors import DataError
 
@@ -38,8 +38,8 @@ def prepare(sample: Sample, size: int = 224, *, foreground: bool = True) -> Prep
     """Resizes a part and turns its point cloud into a normal map.
 
     A frame that isn't square is centred in one that is. Output pixel i stands for the source interval
-    [i, i + 1) * side / size in all five tensors: colour is bicubic with antialiasing, normals are fitted at full
-    resolution and averaged over their valid pixels, and the three masks take the pixel at the interval's centre.
+    [i, i + 1) * side / size in all five tensors: colour is bicubic with antialiasing, normals are fitted at
+    full resolution and averaged over their valid pixels, and the masks take the pixel at the interval's centre.
 
     Args:
         sample: the part.
@@ -53,9 +53,9 @@ def prepare(sample: Sample, size: int = 224, *, foreground: bool = True) -> Prep
         raise DataError(f"size: expected 1 pixel or more, got {size}")
     normals, valid = normals_from_xyz(sample.xyz)
     if not valid.any():
-        raise DataError(f"{sample.name}: no pixel of its point cloud has a surface around it; scan the part again")
+        raise DataError(f"{sample.name}: its point cloud holds no surface; scan the part again")
     part = foreground_mask(sample.xyz) if foreground else np.ones(valid.shape, dtype=bool)
-    facing = _to_square(normals * np.float32([1, -1, -1]))
+    facing = _to_square(viewer_axes(normals))
     rgb = functional.interpolate(
         _to_square(sample.rgb).float() / 255, (size, size), mode="bicubic", antialias=True
     ).clamp(0, 1)
@@ -64,7 +64,7 @@ def prepare(sample: Sample, size: int = 224, *, foreground: bool = True) -> Prep
 
 
 def _shrink_normals(normals: Tensor, valid: Tensor, size: int) -> Tensor:
-    """Colours (3 y x) of the mean direction around each output pixel; invalid source pixels are zero vectors."""
+    """Colours (3 y x) of the mean direction around each output pixel; invalid pixels come as zeros."""
     mean = functional.interpolate(normals, (size, size), mode="bilinear", antialias=True)
     unit = functional.normalize(mean, dim=1, eps=1e-6)[0]
     return torch.where(valid, unit * 0.5 + 0.5, 0.5)

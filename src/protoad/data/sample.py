@@ -18,7 +18,7 @@ class Sample:
     Args:
         rgb: (y x 3) uint8.
         xyz: (y x 3) float32, metres, camera axes x right, y down, z away; NaN where the sensor saw nothing.
-        mask: (y x) bool, True on the defect; all False when the part is good or its defect was never outlined.
+        mask: (y x) bool, True on the defect; all False when the part is good or nobody outlined it.
         label: 0 good, 1 defective.
         defect: "good", or the kind of defect, such as "bump".
         name: such as "test/good/000", relative to the category folder.
@@ -40,7 +40,8 @@ class Sample:
         for field, (shape, dtype) in expected.items():
             array = getattr(self, field)
             if array.shape != shape or array.dtype != dtype:
+                found = f"{array.dtype} {array.shape}"
                 raise DataError(
-                    f"{self.name}: {field} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}; "
+                    f"{self.name}: {field} is {found}, expected {np.dtype(dtype)} {shape}; "
                     "colour, points and mask must share one pixel grid"
                 )

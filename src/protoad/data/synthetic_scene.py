@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "Image", "Light", "Picture", "Pose", "Rig", "Surface", "draw_light", "image_surface", "linear", "mix", "noise",
-    "place_on_table", "pose_frame", "rig", "smoothstep",
+    "Image", "Light", "Picture", "Pose", "Rig", "Surface", "Window", "crop", "draw_light", "find_window", "image_surface",
+    "linear", "mix", "noise", "place_on_table", "pose_frame", "rig", "smoothstep",
 ]
 
 Image = NDArray[np.floating]
+Window = tuple[slice, slice]
+Fields = TypeVar("Fields", bound=tuple[Any, ...])
 
 DISTANCE = 0.50  # metres from the camera to the table along the optical axis
-FOCAL = 3.6  # focal length over image side: the frame shows about 14 cm of the table
+FOCAL = 4.0  # focal length over image side: the frame shows 12.5 cm of the table
 TABLE_NORMAL = (0.035, -0.105, -1.0)  # slightly tilted, as no real camera stands exactly upright
 DEPTH_NOISE = 1e-4  # metres, one standard deviation
 RGB_NOISE = 1.6  # grey levels of 255, one standard deviation
@@ -97,6 +99,20 @@ def pose_frame(camera: Rig, rng: np.random.Generator, *, max_angle: float) -> Po
     return Pose(x.astype(np.float32), y.astype(np.float32), scale, camera.pixel / scale, angle)
 
 
+def find_window(pose: Pose, half_x: float, half_y: float) -> Window:
+    """The rows and columns around a part of that half size, in metres, with 6 mm of table around it: so much that all
+    that shades the part lies inside."""
+    near = (np.abs(pose.x) < half_x + 0.006) & (np.abs(pose.y) < half_y + 0.006)
+    rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def crop(fields: Fields, window: Window) -> Fields:
+    """The same named tuple with every image cut to the window."""
+    kept = (field[window] if isinstance(field, np.ndarray) else field for field in fields)
+    return type(fields)(*kept)
+
+
 def noise(rng: np.random.Generator, x: Image, y: Image, *, scale: float, octaves: int = 1, gain: float = 0.5) -> Image:
     """A smooth random field with zero mean and unit variance: a cubic B-spline over a random lattice.
 
@@ -152,18 +168,18 @@ def draw_light(rng: np.random.Generator) -> Light:
     return Light(direction.astype(np.float32), colour.astype(np.float32), float(rng.uniform(0.30, 0.36)))
 
 
-def place_on_table(surface: Surface, camera: Rig, rng: np.random.Generator) -> Surface:
-    """Lays the part on a mat with a faint weave; keeps the part's cover."""
+def place_on_table(part: Surface, window: Window, camera: Rig, rng: np.random.Generator) -> Surface:
+    """The whole frame: the part, drawn within the window, on a mat with a faint weave."""
     cloth = 0.06 * noise(rng, camera.u, camera.v, scale=0.012, octaves=2)
     weave = 0.05 * np.sin(camera.u * (2 * np.pi / 0.0023)) * np.sin(camera.v * (2 * np.pi / 0.0023))
-    grey = linear("5b6670") * (1 + cloth + weave)[..., None]
-    solid = surface.cover > 0.5
-    return Surface(
-        height=np.where(solid, np.maximum(surface.height, 0), 0).astype(np.float32),
-        albedo=mix(grey, surface.albedo, surface.cover).astype(np.float32),
-        gloss=np.where(solid, surface.gloss, np.float32(0.0)).astype(np.float32),
-        cover=surface.cover,
-    )
+    albedo = (linear("5b6670") * (1 + cloth + weave)[..., None]).astype(np.float32)
+    height, gloss, cover = np.zeros((3, *cloth.shape), dtype=np.float32)
+    solid = part.cover > 0.5
+    albedo[window] = mix(albedo[window], part.albedo, part.cover)
+    height[window] = np.where(solid, np.maximum(part.height, 0), 0)
+    gloss[window] = np.where(solid, part.gloss, 0)
+    cover[window] = part.cover
+    return Surface(height, albedo, gloss, cover)
 
 
 def image_surface(surface: Surface, camera: Rig, light: Light) -> Picture:
@@ -180,9 +196,10 @@ def image_surface(surface: Surface, camera: Rig, light: Light) -> Picture:
     normals = _cross(down, right)
     normals /= np.sqrt((normals**2).sum(-1, keepdims=True)) + 1e-20
 
-    hollow = gaussian_filter(surface.height, 0.0035 / camera.pixel, truncate=2.5)
+    hollow = gaussian_filter(surface.height, 0.0035 / camera.pixel, truncate=2.5, mode="nearest")
     shift = max(1, round(0.004 / camera.pixel))
-    behind = np.roll(hollow, (shift, shift), axis=(0, 1))
+    rows, columns = (np.maximum(np.arange(length) - shift, 0) for length in hollow.shape)
+    behind = hollow[rows][:, columns]  # what stands between this place and the lamp at the upper left
     open_sky = 1 - 0.55 * np.clip((hollow - surface.height) / 0.007, 0, 1)
     lit = 1 - 0.6 * np.clip((behind - surface.height) / 0.012, 0, 1)
 

@@ -26,7 +26,7 @@ class FeatureCache:
     meet old tokens.
 
     Args:
-        folder: keeps the entries as safetensors files across runs; None keeps them in memory, as long as the object lives.
+        folder: keeps the entries as safetensors files across runs; None keeps them in memory while the object lives.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:

@@ -24,7 +24,8 @@ __all__ = ["RANDOM", "create_timm_model", "transformer_stride"]
 
 RANDOM = "random"
 _CONNECT_SECONDS = 3.0
-_UNUSED = ("norm", "fc_norm", "head", "head_norm", "classifier", "fc")  # tops of a network: never part of the tokens
+# Tops of a network, never part of the tokens.
+_UNUSED = ("norm", "fc_norm", "head", "head_norm", "classifier", "fc")
 _logger = logging.getLogger(__name__)
 _stand_in_operators: list[torch.library.Library] = []
 
@@ -154,7 +155,9 @@ def _check_hub(model: str, hub_id: str) -> None:
     target = urllib.parse.urlsplit(proxy if proxy and "//" in proxy else f"//{proxy}") if proxy else endpoint
     port = target.port or (80 if target.scheme == "http" else 443)
     if not _reachable(target.hostname or "", port):
-        raise EncoderError(f"{model}: its weights are not in the local cache and {target.hostname} is out of reach; {advice}")
+        raise EncoderError(
+            f"{model}: its weights are not in the local cache and {target.hostname} is out of reach; {advice}"
+        )
 
 
 def _reachable(host: str, port: int) -> bool:
@@ -194,13 +197,12 @@ def _explain(model: str, file: Path | None, weights: str | Path | None, error: E
 class _MissingKeys(logging.Handler):
     """Collects what timm only mentions in its log: tensors that the weight file did not fill.
 
-    timm loads backbones non-strictly, so a file of another model may fill nothing at all and leave random weights behind.
+    timm loads backbones non-strictly, so a file of another model may fill nothing and leave random weights behind.
     """
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self._UNUSED = ("norm", "fc_norm", "head", "head_norm", "classifier", "fc")  # tops of a network: never part of the tokens
-_logger = logging.getLogger("timm.models._builder")
+        self._logger = logging.getLogger("timm.models._builder")
         self._keys: list[str] = []
 
     def __enter__(self) -> _MissingKeys:
