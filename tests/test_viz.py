@@ -86,7 +86,7 @@ def test_overlay_refuses_bad_input() -> None:
 @pytest.mark.parametrize("limits", [(0.0, 1.0), (-3.5, 1234567.0), (0.1, 0.1004)])
 def test_color_bar_is_complete_and_keeps_the_image(height: int, limits: tuple[float, float]) -> None:
     image = np.full((height, 50, 3), 90, dtype=np.uint8)
-    barred = with_color_bar(image, vmin=limits[0], vmax=limits[1], label="a fairly long name of a score")
+    barred = with_color_bar(image, vmin=limits[0], vmax=limits[1], label="a score whose name is too long")
     assert np.array_equal(barred[:height, :50], image)
     assert barred.shape[0] == max(height, 160)
     panel = barred[:, 51:]
@@ -96,17 +96,16 @@ def test_color_bar_is_complete_and_keeps_the_image(height: int, limits: tuple[fl
 
 
 def test_color_bar_puts_numbers_at_their_scores() -> None:
-    """Ticks of 0..2 are evenly spaced, and the bar is brightest on top."""
-    barred = with_color_bar(np.zeros((300, 10, 3), np.uint8), vmin=0.0, vmax=2.0)
+    """Ticks 0, 0.5 .. 2 on a bar from 0 to 2.4, brightest on top."""
+    barred = with_color_bar(np.zeros((300, 10, 3), np.uint8), vmin=0.0, vmax=2.4)
     sums = barred.astype(int).sum(axis=2)
     bar = sums[:, 10 + 12 + 5]
     rows = np.flatnonzero(bar < 3 * 255)
     assert bar[rows[0]] > bar[rows[-1]]
     ticks = np.flatnonzero(sums[:, 10 + 12 + 18 + 2] == 3 * 25)
-    assert len(ticks) >= 3
-    assert ticks[0] == rows[0]
-    assert ticks[-1] == rows[-1]
-    assert np.ptp(np.diff(ticks)) <= 1
+    expected = rows[-1] - np.array([2, 1.5, 1, 0.5, 0]) / 2.4 * (rows[-1] - rows[0])
+    assert len(ticks) == 5
+    assert np.abs(ticks - expected).max() <= 0.5
 
 
 def test_grid_has_a_cell_per_row_and_column() -> None:
@@ -147,10 +146,11 @@ def test_grid_without_a_modality_or_with_constant_maps() -> None:
 
 
 def test_small_images_are_magnified_and_titles_fit() -> None:
-    titles = {"rgb": "a heading that is far too long for its column", "mask": "b"}
-    grid = sample_grid([grid_row(size=30)], columns=["rgb", "mask"], titles=titles)
-    assert grid.shape[1] >= 2 * 200
+    heading = "a heading that is far too long for its column"
+    grid = sample_grid([grid_row(size=30)], columns=["rgb"], titles={"rgb": heading})
+    assert 200 <= grid.shape[1] <= 300
     assert not ink_touches_border(grid)
+    assert (grid[:40] < 128).any()
 
 
 def test_grid_refuses_bad_input() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -51,7 +52,8 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], header: Map
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ __all__ = ["FUSED", "ResidualScore", "ScoreKind", "anomaly_map", "gaussian_blur"
 
 ScoreKind = Literal["cosine", "conditional", "whitened"]
 FUSED = "fused"
+_FOLDS = 5
+_PRIOR = 5.0  # a pattern seen in few tokens borrows level and spread from all, as if it were this many tokens
+_SHRINKAGES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 class ResidualScore(nn.Module):
@@ -27,9 +30,14 @@ class ResidualScore(nn.Module):
     - "whitened": the Mahalanobis length of E/|E| - Z/|Z|, both modalities concatenated, under the residuals of
       the shots, then conditional as above. What varies among good parts counts little, what never does counts much.
 
+    A covariance flatters the residuals it was estimated from, so level and spread of the whitened score, and the
+    shrinkage, come from shots held out in turn. Only the unit of "whitened" and "conditional" is comparable between
+    products: deviations of a good token.
+
     Args:
         kind: one of the three.
-        shrinkage: weight of the isotropic part in the covariance, in (0, 1].
+        shrinkage: weight of the isotropic part in the covariance, in (0, 1]; None takes the one under which
+            held-out shots are most likely.
         num_patterns: k-means centres that stand for the normal patterns.
         temperature: of the soft assignment of a token to patterns, on the cosine.
         seed: of the k-means draw.
@@ -37,11 +45,11 @@ class ResidualScore(nn.Module):
     Example:
         >>> import torch
         >>> _ = torch.manual_seed(0)
-        >>> good = {"rgb": torch.randn(5, 49, 8)}
-        >>> flat = {"rgb": good["rgb"].mean((0, 1)).expand(5, 49, 8)}      # the poorest of reconstructions
+        >>> good = {"rgb": 1 + 0.1 * torch.randn(5, 49, 8)}
+        >>> flat = {"rgb": torch.ones(5, 49, 8)}                 # the poorest of reconstructions
         >>> score = ResidualScore("whitened", num_patterns=4).fit(good, flat)
-        >>> scores = score({"rgb": good["rgb"] + 3}, flat)
-        >>> scores["fused"].shape, bool(scores["fused"].mean() > 1)
+        >>> scores = score({"rgb": 1 + 0.3 * torch.randn(5, 49, 8)}, flat)
+        >>> scores["fused"].shape, bool(scores["fused"].mean() > 2)
         (torch.Size([5, 49]), True)
     """
 
@@ -49,7 +57,7 @@ class ResidualScore(nn.Module):
         self,
         kind: ScoreKind = "whitened",
         *,
-        shrinkage: float = 0.05,
+        shrinkage: float | None = None,
         num_patterns: int = 32,
         temperature: float = 0.05,
         seed: int = 0,
@@ -57,7 +65,7 @@ class ResidualScore(nn.Module):
         super().__init__()
         if kind not in ("cosine", "conditional", "whitened"):
             raise ValueError(f"kind: expected cosine, conditional or whitened, got {kind!r}")
-        if not 0 < shrinkage <= 1:
+        if shrinkage is not None and not 0 < shrinkage <= 1:
             raise ValueError(f"shrinkage: expected a value in (0, 1], got {shrinkage}")
         self.kind, self.shrinkage, self.num_patterns = kind, shrinkage, num_patterns
         self.temperature, self.seed = temperature, seed
@@ -81,17 +89,30 @@ class ResidualScore(nn.Module):
         self.statistics = nn.ModuleDict()
         if self.kind == "cosine":
             return self
-        kept = slice(None) if token_mask is None else token_mask.flatten()
-        for group in self._groups(targets):
-            target = _joined({m: targets[m] for m in group}).flatten(0, 1)[kept]
-            residual = _residual({m: targets[m] for m in group}, reconstructions).flatten(0, 1)[kept]
-            distance = sum(_cosine_distance(targets[m], reconstructions[m]) for m in group)
-            self.statistics["+".join(group)] = _Statistics(
-                target,
-                residual if self.kind == "whitened" else torch.as_tensor(distance).flatten()[kept],
-                self,
-            )
+        if token_mask is None:
+            token_mask = torch.ones_like(next(iter(targets.values()))[..., 0], dtype=torch.bool)
+        if token_mask.sum() < self.num_patterns:
+            raise ShapeError(f"targets: expected {self.num_patterns} kept tokens or more, got {int(token_mask.sum())}")
+        for group in _groups(targets):
+            pair = {m: targets[m] for m in group}
+            shots = [one[kept] for one, kept in zip(_joined(pair), token_mask, strict=True)]
+            if self.kind == "whitened":
+                residuals = [one[kept] for one, kept in zip(_residual(pair, reconstructions), token_mask, strict=True)]
+                whitener, distance = _whiten(residuals, self.shrinkage)
+            else:
+                whitener, distance = shots[0].new_zeros(0, 0), _cosine_distance(pair, reconstructions)[token_mask]
+            self.statistics["+".join(group)] = self._statistics(torch.cat(shots), whitener, distance)
         return self
+
+    def _statistics(self, tokens: Tensor, whitener: Tensor, distance: Tensor) -> _Statistics:
+        """Level and spread of the distance (n) given the pattern of the tokens (n d)."""
+        centres = unit(kmeans(tokens, self.num_patterns, seed=self.seed))
+        weights = _pattern_weights(tokens, centres, self.temperature)
+        mass = weights.sum(0)
+        level = (weights.mT @ distance + _PRIOR * distance.mean()) / (mass + _PRIOR)
+        variance = (weights * (distance.unsqueeze(-1) - level).square()).sum(0) + _PRIOR * distance.var(correction=0)
+        spread = (variance / (mass + _PRIOR)).sqrt().clamp_min(1e-6)
+        return _Statistics(centres=centres, whitener=whitener, level=level, spread=spread)
 
     def forward(self, targets: Mapping[str, Tensor], reconstructions: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gives modality -> (b n) scores, and under "fused" the score of all modalities together.
@@ -106,37 +127,30 @@ class ResidualScore(nn.Module):
         """
         _check_pairs(targets, reconstructions)
         scores = {}
-        for group in self._groups(targets):
+        for group in _groups(targets):
             name, pair = "+".join(group), {m: targets[m] for m in group}
-            distance = torch.as_tensor(sum(_cosine_distance(targets[m], reconstructions[m]) for m in group))
+            if self.kind == "whitened":
+                distance = _residual(pair, reconstructions)
+            else:
+                distance = _cosine_distance(pair, reconstructions)
             if self.kind != "cosine":
                 if name not in self.statistics:
-                    raise RuntimeError(f"ResidualScore: fitted to {sorted(self.statistics) or 'nothing'}, asked for {name}")
-                measured = _residual(pair, reconstructions) if self.kind == "whitened" else distance
-                distance = self.statistics[name](_joined(pair), measured)
+                    raise RuntimeError(f"score: fitted to {sorted(self.statistics) or 'nothing'}, asked for {name}")
+                distance = self.statistics[name](_joined(pair), distance, self.temperature)
             scores[name if len(group) == 1 else FUSED] = distance
         scores.setdefault(FUSED, scores[next(iter(targets))])
         return scores
 
-    @staticmethod
-    def _groups(targets: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
-        """Each modality alone, and all together."""
-        alone: list[tuple[str, ...]] = [(m,) for m in targets]
-        return [*alone, tuple(targets)] if len(targets) > 1 else alone
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object) -> None:
-        """Makes room for the fitted statistics first: how many there are is known to the checkpoint alone."""
-        own = [key.removeprefix(f"{prefix}statistics.") for key in state_dict if key.startswith(f"{prefix}statistics.")]
-        for name in {key.rpartition(".")[0] for key in own}:
-            empty = _Statistics.__new__(_Statistics)
-            nn.Module.__init__(empty)
-            empty.temperature = self.temperature
-            for key in own:
-                if key.startswith(f"{name}."):
-                    value = state_dict[f"{prefix}statistics.{key}"]
-                    empty.register_buffer(key.rpartition(".")[2], torch.empty_like(value))
-            self.statistics[name] = empty
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[arg-type]
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Makes room for the fitted statistics first: only the checkpoint knows their number and shapes."""
+        start = f"{prefix}statistics."
+        stored: dict[str, dict[str, Tensor]] = {}
+        for key, value in state_dict.items():
+            if key.startswith(start):
+                group, _, name = key.removeprefix(start).rpartition(".")
+                stored.setdefault(group, {})[name] = torch.empty_like(value)
+        self.statistics = nn.ModuleDict({group: _Statistics(**tensors) for group, tensors in stored.items()})
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         return f"{self.kind!r}, shrinkage={self.shrinkage}, num_patterns={self.num_patterns}"
@@ -145,43 +159,30 @@ class ResidualScore(nn.Module):
 class _Statistics(nn.Module):
     """Residuals of good parts: their whitening, and level and spread of the distance given the normal pattern."""
 
-    centres: Tensor
-    whitener: Tensor
-    level: Tensor
-    spread: Tensor
-
-    def __init__(self, target: Tensor, measured: Tensor, score: ResidualScore) -> None:
-        """Fits to kept tokens: target (n d), measured (n d) residuals to whiten or (n) distances."""
+    def __init__(self, **tensors: Tensor) -> None:
         super().__init__()
-        if len(target) < score.num_patterns:
-            raise ShapeError(f"targets: expected at least {score.num_patterns} kept tokens to fit on, got {len(target)}")
-        self.temperature = score.temperature
-        whitener = _whitener(measured, score.shrinkage) if measured.ndim == 2 else measured.new_zeros(0, 0)
-        self.register_buffer("centres", unit(kmeans(unit(target), score.num_patterns, seed=score.seed)))
-        self.register_buffer("whitener", whitener)
-        distance = self._distance(measured)
-        weights = self._weights(target)
-        mass = weights.sum(0)
-        level = (weights.mT @ distance) / mass.clamp_min(1e-12)
-        variance = (weights * (distance.unsqueeze(-1) - level).square()).sum(0)
-        prior = 0.1 * mass.mean()  # a pattern seen in few tokens borrows the spread of all
-        self.register_buffer("level", level)
-        self.register_buffer("spread", ((variance + prior * distance.var()) / (mass + prior)).sqrt().clamp_min(1e-6))
+        for name in ("centres", "whitener", "level", "spread"):
+            self.register_buffer(name, tensors[name])
 
-    def _weights(self, target: Tensor) -> Tensor:
-        return (unit(target) @ self.centres.mT / self.temperature).softmax(-1)
+    def forward(self, tokens: Tensor, measured: Tensor, temperature: float) -> Tensor:
+        """(b n) deviations of the measured residual (b n d) or distance (b n) from that of a good token (b n d)."""
+        centres, whitener, level, spread = (self.get_buffer(n) for n in ("centres", "whitener", "level", "spread"))
+        distance = (measured @ whitener).norm(dim=-1) if whitener.numel() else measured
+        weights = _pattern_weights(tokens, centres, temperature)
+        return (distance - weights @ level) / (weights @ spread)
 
-    def _distance(self, measured: Tensor) -> Tensor:
-        return (measured @ self.whitener).norm(dim=-1) if self.whitener.numel() else measured
 
-    def forward(self, target: Tensor, measured: Tensor) -> Tensor:
-        weights = self._weights(target)
-        return (self._distance(measured) - weights @ self.level) / (weights @ self.spread)
+def _groups(targets: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
+    """Each modality alone, and all together."""
+    alone: list[tuple[str, ...]] = [(m,) for m in targets]
+    return [*alone, tuple(targets)] if len(targets) > 1 else alone
 
 
 def _check_pairs(targets: Mapping[str, Tensor], reconstructions: Mapping[str, Tensor]) -> None:
     if not targets or targets.keys() != reconstructions.keys():
-        raise ShapeError(f"targets, reconstructions: expected the same modalities, got {list(targets)} and {list(reconstructions)}")
+        raise ShapeError(
+            f"targets, reconstructions: expected the same modalities, got {list(targets)} and {list(reconstructions)}"
+        )
     for name, target in targets.items():
         if target.ndim != 3 or target.shape != reconstructions[name].shape:
             raise ShapeError(
@@ -190,27 +191,70 @@ def _check_pairs(targets: Mapping[str, Tensor], reconstructions: Mapping[str, Te
             )
 
 
-def _cosine_distance(target: Tensor, reconstruction: Tensor) -> Tensor:
-    return 1 - cosine_similarity(target, reconstruction, dim=-1)
+def _cosine_distance(targets: Mapping[str, Tensor], reconstructions: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([1 - cosine_similarity(t, reconstructions[m], dim=-1) for m, t in targets.items()]).sum(0)
 
 
 def _joined(tokens: Mapping[str, Tensor]) -> Tensor:
-    """Unit tokens of all modalities side by side, (b n sum d)."""
-    return torch.cat([unit(t) for t in tokens.values()], dim=-1)
+    """Unit tokens of all modalities side by side, scaled to unit length again, (b n sum d)."""
+    return torch.cat([unit(t) for t in tokens.values()], dim=-1) / len(tokens) ** 0.5
 
 
 def _residual(targets: Mapping[str, Tensor], reconstructions: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([unit(t) - unit(reconstructions[m]) for m, t in targets.items()], dim=-1)
 
 
-def _whitener(residual: Tensor, shrinkage: float) -> Tensor:
-    """W with W W^T = (shrunk second moment)^-1, by eigenvalues in float64. About zero, not the mean: a residual
-    that is always the same is still something the reconstruction left over."""
-    moment = residual.double().mT @ residual.double() / len(residual)
-    scale = moment.diagonal().mean().clamp_min(1e-12)
-    moment = (1 - shrinkage) * moment + shrinkage * scale * torch.eye(len(moment), dtype=moment.dtype)
-    values, vectors = torch.linalg.eigh(moment)
-    return (vectors * values.clamp_min(1e-12).rsqrt()).to(residual.dtype)
+def _pattern_weights(tokens: Tensor, centres: Tensor, temperature: float) -> Tensor:
+    return (unit(tokens) @ centres.mT / temperature).softmax(-1)
+
+
+def _whiten(residuals: list[Tensor], shrinkage: float | None) -> tuple[Tensor, Tensor]:
+    """Whitens the residuals (n d) of each shot.
+
+    Returns:
+        W (d d) with W W^T = (shrunk second moment of all)^-1, and the lengths |r W| (sum n) of the residuals, each
+        under a W fitted without its own shot.
+    """
+    folds = [list(range(i, len(residuals), _FOLDS)) for i in range(min(_FOLDS, len(residuals)))]
+    held_out = [_held_out(residuals, fold) for fold in folds]
+    if shrinkage is None:
+        likelihood = [sum(_log_likelihood(*one, candidate) for one in held_out) for candidate in _SHRINKAGES]
+        shrinkage = _SHRINKAGES[int(torch.stack([torch.as_tensor(value) for value in likelihood]).argmax())]
+    lengths: list[Tensor] = [residuals[0]] * len(residuals)
+    for fold, (values, rotated, sizes) in zip(folds, held_out, strict=True):
+        length = (rotated.square() / _shrunk(values, shrinkage)).sum(-1).sqrt()
+        for index, part in zip(fold, length.split(sizes), strict=True):
+            lengths[index] = part
+    values, vectors = _spectrum(residuals)
+    whitener = vectors * _shrunk(values, shrinkage).rsqrt()
+    return whitener.to(residuals[0].dtype), torch.cat(lengths).to(residuals[0].dtype)
+
+
+def _held_out(residuals: list[Tensor], fold: list[int]) -> tuple[Tensor, Tensor, list[int]]:
+    """Spectrum of the shots outside a fold, the fold's residuals along its axes, and their number per shot."""
+    others = [r for index, r in enumerate(residuals) if index not in fold] or residuals
+    values, vectors = _spectrum(others)
+    inside = [residuals[index] for index in fold]
+    return values, torch.cat(inside).double() @ vectors, [len(r) for r in inside]
+
+
+def _spectrum(residuals: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and vectors of the second moment about zero, not the mean: what a reconstruction always leaves
+    over is still left over.
+    """
+    stacked = torch.cat(residuals).double()
+    values, vectors = torch.linalg.eigh(stacked.mT @ stacked / len(stacked))
+    return values.clamp_min(0), vectors
+
+
+def _shrunk(values: Tensor, shrinkage: float) -> Tensor:
+    return (1 - shrinkage) * values + shrinkage * values.mean().clamp_min(1e-12)
+
+
+def _log_likelihood(values: Tensor, rotated: Tensor, sizes: list[int], shrinkage: float) -> Tensor:
+    """Of residuals along the axes of a Gaussian about zero, up to constants."""
+    shrunk = _shrunk(values, shrinkage)
+    return -0.5 * ((rotated.square() / shrunk).sum() + len(rotated) * shrunk.log().sum())
 
 
 def anomaly_map(token_scores: Tensor, grid: tuple[int, int], *, size: int, sigma: float = 4.0) -> Tensor:
@@ -229,7 +273,9 @@ def anomaly_map(token_scores: Tensor, grid: tuple[int, int], *, size: int, sigma
         ShapeError: if n is not the grid's.
     """
     if token_scores.ndim != 2 or token_scores.shape[1] != grid[0] * grid[1]:
-        raise ShapeError(f"token_scores: expected (b {grid[0] * grid[1]}) for grid {grid}, got {tuple(token_scores.shape)}")
+        raise ShapeError(
+            f"token_scores: expected (b {grid[0] * grid[1]}) for grid {grid}, got {tuple(token_scores.shape)}"
+        )
     maps = token_scores.unflatten(1, (1, *grid))
     maps = interpolate(maps, size=(size, size), mode="bilinear", align_corners=False)
     return gaussian_blur(maps, sigma).squeeze(1)

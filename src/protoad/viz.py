@@ -158,7 +158,7 @@ def sample_grid(
 
     # One letter size for all headings: a long one shrinks them all, and none is cut.
     widest = max(_text(titles[column], letter).shape[1] for column in columns)
-    heading = max(8, int(letter * min(1.0, tile_x / widest)))
+    heading = letter * min(1.0, tile_x / widest)
     labels = [[_text(line, letter) for line in row.label.splitlines()] for row in rows]
     gutter = max((line.shape[1] for lines in labels for line in lines), default=0) + 2 * gap
     top = 3 * letter + gap
@@ -167,7 +167,7 @@ def sample_grid(
 
     for at, column in enumerate(columns):
         left = gutter + at * (tile_x + gap)
-        title = _text(titles[column], heading, max_width=tile_x)
+        title = _text(titles[column], heading)
         _paste(canvas, title, (top - title.shape[0]) // 2, left + (tile_x - title.shape[1]) // 2)
         for index in range(len(rows)):
             _paste(canvas, tiles[index][at], top + index * (tile_y + gap), left)
@@ -241,7 +241,7 @@ def _colorize(heatmap: np.ndarray, *, vmin: float, vmax: float) -> np.ndarray:
     return np.ascontiguousarray(colors[..., ::-1])
 
 
-def _text(line: str, letter: int, *, max_width: int | None = None) -> np.ndarray:
+def _text(line: str, letter: float, *, max_width: int | None = None) -> np.ndarray:
     """(y x 3) dark on white, capitals `letter` pixels high, shrunk where it would exceed `max_width`."""
     cv2 = require("cv2", extra="data")
     font, scale, weight = cv2.FONT_HERSHEY_SIMPLEX, 2.0, 3  # drawn large, then reduced: smooth at any size

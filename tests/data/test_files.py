@@ -52,9 +52,7 @@ def test_written_xyz_reads_back_in_x_y_z_order(tmp_path: Path, rng: np.random.Ge
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "a.tiff"), -1)[..., ::-1], raw)
 
 
-@pytest.mark.parametrize(
-    "nothing", [(0, 0, 0), (np.nan,) * 3, (np.inf, 0, 1), (0, 0, -np.inf), (1, np.nan, 1)]
-)
+@pytest.mark.parametrize("nothing", [(0, 0, 0), (np.nan,) * 3, (np.inf, 0, 1), (0, 0, -np.inf), (1, np.nan, 1)])
 def test_every_way_to_say_invalid_becomes_nan(tmp_path: Path, nothing: tuple[float, ...]) -> None:
     xyz = np.ones((4, 5, 3), dtype=np.float32)
     xyz[0] = (0, 0, 0.4)  # a coordinate may well be zero
@@ -114,9 +112,7 @@ def test_truncated_png(tmp_path: Path, rng: np.random.Generator, keep: float) ->
 
 @pytest.mark.parametrize("keep", [0.001, 0.1, 0.5, 0.99])
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_truncated_tiff(
-    tmp_path: Path, rng: np.random.Generator, keep: float, compression: str | None
-) -> None:
+def test_truncated_tiff(tmp_path: Path, rng: np.random.Generator, keep: float, compression: str | None) -> None:
     path = tmp_path / "a.tiff"
     tifffile.imwrite(path, _xyz(rng, 50, 60), photometric="rgb", compression=compression)
     data = path.read_bytes()
@@ -201,9 +197,7 @@ def test_mutated_files_raise_nothing_but_data_errors(tmp_path: Path, rng: np.ran
     assert refused > 20
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     write_rgb(path, np.zeros((4, 4, 3), np.uint8))
     old = path.read_bytes()

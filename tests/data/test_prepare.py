@@ -33,7 +33,7 @@ def _centroid(weights: torch.Tensor) -> np.ndarray:
 
 def _flat(normals: torch.Tensor) -> torch.Tensor:
     """How much of the table's tilt is missing: 1 on the disc, 0 on the table."""
-    tilt = 0.5 + 0.5 * -0.3 / np.hypot(0.3, 1)
+    tilt = 0.5 + 0.5 * 0.3 / np.hypot(0.3, 1)
     red = normals[0].double()
     return ((red - tilt) / (0.5 - tilt)).clamp(0, 1)
 
@@ -80,9 +80,7 @@ def test_a_frame_that_is_not_square_is_centred() -> None:
     prepared = prepare(_scene(200, 400, (100, 200), 50), 100, foreground=False)
     frame = torch.zeros(100, 100, dtype=torch.bool)
     frame[25:75] = True
-    assert torch.equal(
-        prepared.foreground, frame
-    )  # without a search the frame counts, what is beside it never
+    assert torch.equal(prepared.foreground, frame)  # without a search the frame counts, what is beside it never
     assert torch.equal(prepared.valid, frame)
     assert (prepared.normals[:, ~frame] == 0.5).all()
     assert (prepared.rgb[:, :23] == 0).all()
@@ -119,7 +117,7 @@ def test_normals_are_averaged_over_valid_pixels_only_and_stay_unit() -> None:
     assert (vectors[~prepared.valid] == 0).all()
     table = prepared.valid.numpy().copy()
     table[25:75, 25:75] = False
-    expected = np.array([-0.3, 0, 1]) / np.hypot(0.3, 1)
+    expected = np.array([0.3, 0, 1]) / np.hypot(0.3, 1)
     assert np.abs(vectors[table] - expected).max() < 1e-3
 
 

@@ -10,7 +10,9 @@ from protoad.errors import ShapeError
 
 __all__ = ["Normals", "encode_normals", "foreground_mask", "normals_from_xyz"]
 
-_RADIUS = 2  # pixels; a 5 x 5 window spans about as far as the 30 nearest points of the usual protocol
+# radius in pixels, points needed, handicap: 5 x 5 windows span about as far as the 30 nearest points of the usual
+# protocol; 3 x 3 ones are noisier and serve where every 5 x 5 one straddles an edge, as on a wire or a thread
+_SCALES = ((2, 3, 1.0), (1, 6, 4.0))
 _SHIFT_PENALTY = 4.0
 _OWN_POINT = 9.0  # the pixel's own distance to the plane counts from three standard deviations on
 _NEIGHBOURS = 30
@@ -42,9 +44,9 @@ def normals_from_xyz(
 
     Args:
         xyz: (y x 3) metres, camera axes x right, y down, z away; not finite or (0, 0, 0) where invalid.
-        method: "grid" fits a plane to the valid points of a window on the pixel grid and takes, for each
-            pixel, the window around it that is flattest, so that normals don't smear over depth edges;
-            "knn" fits one to the 30 nearest points in space: slower, and blind to depth edges.
+        method: "grid" fits planes to the valid points of 5 x 5 and 3 x 3 windows on the pixel grid and takes,
+            for each pixel, one around it that is flat, so that normals don't smear over depth edges (the idea
+            of Kuwahara's filter); "knn" fits one to the 30 nearest points in space: slower, and it rounds creases.
         orient: "camera" turns every normal towards the viewpoint, n . p < 0: exact for one view.
 
     Returns:
@@ -102,9 +104,7 @@ def foreground_mask(xyz: np.ndarray, *, distance: float = 0.005, seed: int = 0) 
     return part | _gaps_within(part, valid)
 
 
-def _border_plane(
-    points: np.ndarray, valid: np.ndarray, distance: float, seed: int
-) -> tuple[np.ndarray, float] | None:
+def _border_plane(points: np.ndarray, valid: np.ndarray, distance: float, seed: int) -> tuple[np.ndarray, float] | None:
     """Unit normal and offset of the plane that most of the border lies on, or None."""
     border = points[_border(valid)]
     if len(border) < _MIN_POINTS:
@@ -205,83 +205,91 @@ def _split(xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _grid_normals(points: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    fit = _fit_windows(points, valid)
-    choice = _flattest_window(points, valid, fit)
-    usable = np.isfinite(fit.residual.ravel()[choice]) & valid
-    return fit.normals.reshape(-1, 3)[choice], usable
+    if not valid.any():
+        return np.zeros_like(points), valid
+    # about the cloud's centre: squares of whole distances would drown the micrometres that bend a plane
+    centred = np.where(valid[..., None], points - points[valid].mean(axis=0), 0)
+    moments = _moments(centred, valid)
+    normals = np.zeros_like(points).reshape(-1, 3)
+    cost = np.full(valid.size, np.inf)
+    for radius, min_points, handicap in _SCALES:
+        planes = _fit_windows(moments, radius, min_points)
+        pixels, windows = _flattest_windows(centred, valid, planes, radius, handicap, cost)
+        normals[pixels] = planes.normals[windows]
+    return normals.reshape(points.shape), valid & np.isfinite(cost).reshape(valid.shape)
 
 
 class _Planes(NamedTuple):
-    """The plane n . p = offset of the window around each pixel."""
+    """The plane n . p = offset of the window around each pixel, flat (y x)."""
 
-    normals: np.ndarray  # (y x 3)
-    offset: np.ndarray  # (y x)
-    residual: np.ndarray  # (y x) mean squared distance, per degree of freedom; inf if there's no plane
+    normals: np.ndarray
+    offset: np.ndarray
+    residual: np.ndarray  # mean squared distance per degree of freedom; inf if the window spans no plane
 
 
-def _fit_windows(points: np.ndarray, valid: np.ndarray) -> _Planes:
-    """Least-squares planes from box sums of first and second moments."""
+def _moments(points: np.ndarray, valid: np.ndarray) -> list[np.ndarray]:
+    x, y, z = np.ascontiguousarray(np.moveaxis(points, -1, 0))
+    return [valid.astype(np.float64), x, y, z, x * x, x * y, x * z, y * y, y * z, z * z]
+
+
+def _fit_windows(moments: list[np.ndarray], radius: int, min_points: int) -> _Planes:
+    """Least-squares planes from box sums of zeroth, first and second moments."""
     from scipy.ndimage import uniform_filter
 
-    size = 2 * _RADIUS + 1
-    # about the cloud's centre: squares of whole distances would drown the micrometres that bend a plane
-    origin = points[valid].mean(axis=0) if valid.any() else np.zeros(3)
-    x, y, z = np.moveaxis(np.where(valid[..., None], points - origin, 0), -1, 0)
-
-    def box(channel: np.ndarray) -> np.ndarray:
-        return uniform_filter(channel, size, mode="constant") * size**2
-
-    count = np.round(box(valid.astype(np.float64)))
-    safe = np.maximum(count, 1)
-    mx, my, mz = box(x) / safe, box(y) / safe, box(z) / safe
-    covariance = (
-        box(x * x) / safe - mx * mx,
-        box(x * y) / safe - mx * my,
-        box(x * z) / safe - mx * mz,
-        box(y * y) / safe - my * my,
-        box(y * z) / safe - my * mz,
-        box(z * z) / safe - mz * mz,
-    )
+    size = 2 * radius + 1
+    sums = [uniform_filter(channel, size, mode="constant").ravel() * size**2 for channel in moments]
+    count = np.round(sums[0])
+    x, y, z, *second = (channel / np.maximum(count, 1) for channel in sums[1:])
+    products = (x * x, x * y, x * z, y * y, y * z, z * z)
+    covariance = [mean - product for mean, product in zip(second, products, strict=True)]
     (smallest, middle, largest), normals = _smallest_eigenvector(*covariance)
-    spans = (count >= _MIN_POINTS) & (middle > _COLLINEAR * largest)
+    spans = (count >= min_points) & (middle > _COLLINEAR * largest)
     # three points fit any plane: what's left over counts per degree of freedom
     residual = np.maximum(smallest, 0) * count / np.maximum(count - 3, 0.1)
-    mean = np.stack([mx, my, mz], axis=-1) + origin
-    return _Planes(normals, (normals * mean).sum(axis=-1), np.where(spans, residual, np.inf))
+    offset = normals[:, 0] * x + normals[:, 1] * y + normals[:, 2] * z
+    return _Planes(normals, offset, np.where(spans, residual, np.inf))
 
 
-def _flattest_window(points: np.ndarray, valid: np.ndarray, fit: _Planes) -> np.ndarray:
-    """Flat index (y x) of the window each pixel takes its plane from.
+def _flattest_windows(
+    points: np.ndarray, valid: np.ndarray, planes: _Planes, radius: int, handicap: float, best: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Flat indices of the pixels that find a better plane than before, and of its window; lowers `best` in place.
 
-    The pixel's own window is kept unless a shifted one that contains it is clearly flatter: shifting costs
+    A pixel's own window is kept unless a shifted one that contains it is clearly flatter: shifting costs
     accuracy on curved surfaces, and gains where the own window straddles a depth edge. The pixel's own
     distance to the plane counts too, or a thin part would take the plane of what lies behind it.
     """
     from scipy.ndimage import minimum_filter
 
     height, width = valid.shape
-    points, normals = points.reshape(-1, 3), fit.normals.reshape(-1, 3)
-    offset, residual = fit.offset.ravel(), fit.residual.ravel()
+    flat = points.reshape(-1, 3)
+    here = np.flatnonzero(valid)
+    choice = np.full(valid.size, -1)
 
-    def cost(pixels: np.ndarray, windows: np.ndarray) -> np.ndarray:
-        distance = np.einsum("ij,ij->i", normals[windows], points[pixels]) - offset[windows]
-        return residual[windows] + distance**2 / _OWN_POINT
+    def improve(pixels: np.ndarray, windows: np.ndarray, penalty: float) -> None:
+        residual = planes.residual[windows] * penalty
+        hopeful = residual < best[pixels]  # most aren't: spares them the distance
+        pixels, windows, residual = pixels[hopeful], windows[hopeful], residual[hopeful]
+        distance = _dot(planes.normals[windows], flat[pixels]) - planes.offset[windows]
+        cost = residual + distance**2 * (penalty / _OWN_POINT)
+        better = cost < best[pixels]
+        best[pixels[better]] = cost[better]
+        choice[pixels[better]] = windows[better]
 
-    choice = np.arange(height * width)
-    own = cost(choice, choice)
-    # only where some window around is flatter by the penalty can a shift win: few pixels, same result
-    flattest = minimum_filter(fit.residual, 2 * _RADIUS + 1, mode="constant", cval=np.inf).ravel()
-    pixels = np.flatnonzero(valid.ravel() & (own > _SHIFT_PENALTY * flattest))
-    best, rows, columns = own[pixels], pixels // width, pixels % width
-    steps = range(-_RADIUS, _RADIUS + 1)
+    improve(here, here, handicap)
+    # only where some window around is flatter by the smallest penalty can a shift win: few pixels, same result
+    least = handicap * (_SHIFT_PENALTY + 1 / radius**2)
+    flattest = minimum_filter(planes.residual.reshape(valid.shape), 2 * radius + 1, mode="constant", cval=np.inf)
+    here = here[best[here] > least * flattest.ravel()[here]]
+    rows, columns = here // width, here % width
+    steps = range(-radius, radius + 1)
     for dy, dx in sorted(((dy, dx) for dy in steps for dx in steps), key=lambda s: s[0] ** 2 + s[1] ** 2)[1:]:
         inside = (rows + dy >= 0) & (rows + dy < height) & (columns + dx >= 0) & (columns + dx < width)
-        windows = np.where(inside, pixels + dy * width + dx, pixels)
-        shifted = cost(pixels, windows) * (_SHIFT_PENALTY + (dy * dy + dx * dx) / _RADIUS**2)
-        better = inside & (shifted < best)
-        best[better] = shifted[better]
-        choice[pixels[better]] = windows[better]
-    return choice.reshape(height, width)
+        pixels = here[inside]
+        penalty = handicap * (_SHIFT_PENALTY + (dy * dy + dx * dx) / radius**2)
+        improve(pixels, pixels + dy * width + dx, penalty)
+    chosen = np.flatnonzero(choice >= 0)
+    return chosen, choice[chosen]
 
 
 def _smallest_eigenvector(
