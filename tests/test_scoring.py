@@ -27,10 +27,10 @@ def test_cosine_is_the_print() -> None:
 
 def test_conditional_forgives_what_a_pattern_always_does() -> None:
     """Two patterns, one rebuilt badly on every good part: after the fit both score alike."""
-    pattern = torch.eye(8)[torch.arange(40) % 2].expand(10, -1, -1)
-    targets = {"rgb": pattern + 0.01 * torch.randn(10, 40, 8)}
+    pattern = torch.eye(8)[torch.arange(40) % 2].expand(40, -1, -1)
+    targets = {"rgb": pattern + 0.01 * torch.randn(40, 40, 8)}
     blur = torch.tensor([0.05, 0.5]).repeat(20).unsqueeze(-1)
-    rebuilt = {"rgb": targets["rgb"] + blur * torch.randn(10, 40, 8)}
+    rebuilt = {"rgb": targets["rgb"] + blur * torch.randn(40, 40, 8)}
     plain = ResidualScore("cosine")(targets, rebuilt)["fused"]
     fitted = ResidualScore("conditional", num_patterns=2).fit(targets, rebuilt)(targets, rebuilt)["fused"]
     assert plain[:, 1::2].mean() > 20 * plain[:, ::2].mean()

@@ -110,8 +110,10 @@ class ResidualScore(nn.Module):
         weights = _pattern_weights(tokens, centres, self.temperature)
         mass = weights.sum(0)
         level = (weights.mT @ distance + _PRIOR * distance.mean()) / (mass + _PRIOR)
-        variance = (weights * (distance.unsqueeze(-1) - level).square()).sum(0) + _PRIOR * distance.var(correction=0)
-        spread = (variance / (mass + _PRIOR)).sqrt().clamp_min(1e-6)
+        variance = (weights * (distance.unsqueeze(-1) - level).square()).sum(0) / mass.clamp_min(1e-6)
+        log_spread = 0.5 * variance.clamp_min(1e-12).log()  # borrowed by ratio: spreads differ by orders of magnitude
+        typical = (mass * log_spread).sum() / mass.sum()
+        spread = ((mass * log_spread + _PRIOR * typical) / (mass + _PRIOR)).exp()
         return _Statistics(centres=centres, whitener=whitener, level=level, spread=spread)
 
     def forward(self, targets: Mapping[str, Tensor], reconstructions: Mapping[str, Tensor]) -> dict[str, Tensor]:
