@@ -17,7 +17,7 @@ __all__ = ["FUSED", "ResidualScore", "ScoreKind", "anomaly_map", "gaussian_blur"
 ScoreKind = Literal["cosine", "conditional", "whitened"]
 FUSED = "fused"
 _FOLDS = 5
-_PRIOR = 5.0  # a pattern seen in few tokens borrows level and spread from all, as if it were this many tokens
+_PRIOR = 5.0  # a pattern seen in few tokens borrows its spread from all, as if it were this many tokens
 _SHRINKAGES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
@@ -109,7 +109,7 @@ class ResidualScore(nn.Module):
         centres = unit(kmeans(tokens, self.num_patterns, seed=self.seed))
         weights = _pattern_weights(tokens, centres, self.temperature)
         mass = weights.sum(0)
-        level = (weights.mT @ distance + _PRIOR * distance.mean()) / (mass + _PRIOR)
+        level = weights.mT @ distance / mass.clamp_min(1e-6)
         variance = (weights * (distance.unsqueeze(-1) - level).square()).sum(0) / mass.clamp_min(1e-6)
         log_spread = 0.5 * variance.clamp_min(1e-12).log()  # borrowed by ratio: spreads differ by orders of magnitude
         typical = (mass * log_spread).sum() / mass.sum()
