@@ -78,7 +78,9 @@ def test_foreign_and_newer_files_are_named(path: Path) -> None:
     from protoad import checkpoint
 
     text = json.dumps({"format": 99})
-    save_file({"x": torch.ones(1)}, path, metadata={"header": text, "sha256": checkpoint._digest({"x": torch.ones(1)}, text)})
+    save_file(
+        {"x": torch.ones(1)}, path, metadata={"header": text, "sha256": checkpoint._digest({"x": torch.ones(1)}, text)}
+    )
     with pytest.raises(CheckpointError, match="format 99, this version reads up to 1"):
         load_checkpoint(path)
 

@@ -64,7 +64,9 @@ ALLOWED = {
 
 
 def test_every_place_has_a_rule() -> None:
-    assert {path.name for path in PROTOAD.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()} == set(ALLOWED)
+    assert {path.name for path in PROTOAD.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()} == set(
+        ALLOWED
+    )
 
 
 @pytest.mark.parametrize("place", ALLOWED)
@@ -85,7 +87,9 @@ def test_kernels_know_only_torch_and_triton() -> None:
 @pytest.mark.parametrize("package", ["protoad_detectors", "pirn"])
 def test_examples_use_public_names_only(package: str) -> None:
     for file in _files(ROOT / "examples" / package):
-        private = {n for n in _imports(file) if n.startswith("protoad.") and any(p.startswith("_") for p in n.split("."))}
+        private = {
+            n for n in _imports(file) if n.startswith("protoad.") and any(p.startswith("_") for p in n.split("."))
+        }
         assert not private - {"protoad.__version__"}, f"{file.relative_to(ROOT)} imports {private}"
     if package == "protoad_detectors":
         assert not any("pirn" in _ours(_imports(file)) for file in _files(ROOT / "examples" / package))
@@ -108,5 +112,7 @@ def test_a_missing_extra_is_one_sentence() -> None:
     from protoad import MissingExtraError
     from protoad._lazy import require
 
-    with pytest.raises(MissingExtraError, match=r"no_such_module is needed here but not installed; run: pip install 'protoad\[data\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"no_such_module is needed here but not installed; run: pip install 'protoad\[data\]'"
+    ):
         require("no_such_module", extra="data")

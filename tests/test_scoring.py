@@ -42,7 +42,9 @@ def test_conditional_forgives_what_a_pattern_always_does() -> None:
 def test_whitened_is_the_mahalanobis_distance_with_one_pattern() -> None:
     targets, rebuilt = _pair(b=40)
     score = ResidualScore("whitened", shrinkage=0.1, num_patterns=1).fit(targets, rebuilt)
-    residual = torch.cat([normalize(t, dim=-1) - normalize(rebuilt[m], dim=-1) for m, t in targets.items()], -1).double()
+    residual = torch.cat(
+        [normalize(t, dim=-1) - normalize(rebuilt[m], dim=-1) for m, t in targets.items()], -1
+    ).double()
     flat = residual.flatten(0, 1)
     moment = flat.T @ flat / len(flat)
     moment = 0.9 * moment + 0.1 * moment.diagonal().mean() * torch.eye(16)

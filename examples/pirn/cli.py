@@ -9,10 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import protoad
 from pirn import commands
 from pirn.config import PIRNConfig
-
-import protoad
 from protoad.errors import ProtoadError
 
 __all__ = ["main"]
@@ -33,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pirn", description="Few-shot anomaly detection from RGB and surface normals.")
+    parser = argparse.ArgumentParser(
+        prog="pirn", description="Few-shot anomaly detection from RGB and surface normals."
+    )
     parser.add_argument("--version", action="version", version=f"pirn of protoad {protoad.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_demo, _add_train, _add_evaluate, _add_detect):
@@ -42,9 +43,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(subparsers: Any) -> None:
-    parser = _command(subparsers, "demo", commands.demo, "learn synthetic parts from ten good ones and find their defects")
+    parser = _command(
+        subparsers, "demo", commands.demo, "learn synthetic parts from ten good ones and find their defects"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the parts, the shots and the training (default: 0)")
-    parser.add_argument("--quick", action="store_true", help="two parts, fewer test images and epochs: a check, not a result")
+    parser.add_argument(
+        "--quick", action="store_true", help="two parts, fewer test images and epochs: a check, not a result"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write (default: runs/demo)")
     parser.add_argument("--jobs", type=int, default=None, help="parts trained at a time (default: one per core)")
 
@@ -61,29 +66,40 @@ def _add_train(subparsers: Any) -> None:
 
 
 def _add_evaluate(subparsers: Any) -> None:
-    parser = _command(subparsers, "evaluate", commands.evaluate, "measure checkpoints on the test split, beside the yardsticks")
+    parser = _command(
+        subparsers, "evaluate", commands.evaluate, "measure checkpoints on the test split, beside the yardsticks"
+    )
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder that train wrote")
     parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table as JSON")
     parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="write a grid of pictures per category")
-    parser.add_argument("--no-yardsticks", action="store_true", help="PIRN alone; the training parts are not needed then")
+    parser.add_argument(
+        "--no-yardsticks", action="store_true", help="PIRN alone; the training parts are not needed then"
+    )
     _add_weights(parser)
 
 
 def _add_detect(subparsers: Any) -> None:
     parser = _command(subparsers, "detect", commands.detect, "score new parts and draw where they deviate")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder that train wrote")
-    parser.add_argument("--category", default=None, metavar="NAME", help="which checkpoint, if the folder holds several")
+    parser.add_argument(
+        "--category", default=None, metavar="NAME", help="which checkpoint, if the folder holds several"
+    )
     parser.add_argument("--rgb", type=Path, default=None, metavar="FILE", help="image of one part")
     parser.add_argument("--xyz", type=Path, default=None, metavar="FILE", help="organised point cloud of the same part")
     parser.add_argument("--folder", type=Path, default=None, metavar="DIR", help="or: a folder with rgb/ and xyz/")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for scores.csv, scores.json, overlays")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for scores.csv, scores.json, overlays"
+    )
     _add_weights(parser)
 
 
 def _command(subparsers: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.set_defaults(run=run)
     return parser

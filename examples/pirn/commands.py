@@ -14,7 +14,6 @@ from pirn.experiment import evaluate as evaluate_category
 from pirn.experiment import read_shots, read_test, train_category
 from pirn.inspection import inspect_parts, read_folder
 from pirn.pictures import write_grid
-
 from protoad.data import list_categories, load_sample
 from protoad.errors import CheckpointError, ConfigError, DataError
 from protoad.report import format_table, summarise, write_json

@@ -69,7 +69,9 @@ class PIRNConfig:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}: expected a value above 0, got {getattr(self, name)}")
         if self.sigma < 0 or not 0 <= self.top_fraction <= 1:
-            raise ConfigError(f"expected sigma >= 0 and top_fraction in [0, 1], got {self.sigma} and {self.top_fraction}")
+            raise ConfigError(
+                f"expected sigma >= 0 and top_fraction in [0, 1], got {self.sigma} and {self.top_fraction}"
+            )
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
 from pirn.config import PIRNConfig
 from pirn.experiment import evaluate, read_test, train_category
 from pirn.pictures import write_grid
-
 from protoad.data.synthetic import PART_TYPES, write_dataset
 from protoad.metrics import DetectionMetrics
 from protoad.report import format_table, summarise, write_json
@@ -55,7 +55,10 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False, jobs: int | None 
     # spawn: a forked child may inherit torch's threads in a state that hangs
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         for job, metrics in zip(todo, pool.map(_run, todo), strict=True):
-            print(f"  {job.part}: image AUROC {metrics['pirn'].image_auroc:.3f}, AUPRO {metrics['pirn'].aupro:.3f}", flush=True)
+            print(
+                f"  {job.part}: image AUROC {metrics['pirn'].image_auroc:.3f}, AUPRO {metrics['pirn'].aupro:.3f}",
+                flush=True,
+            )
             for method, values in metrics.items():
                 per_method.setdefault(method, {})[job.part] = values
     results = {method: summarise(values) for method, values in per_method.items()}

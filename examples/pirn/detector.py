@@ -7,11 +7,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pirn.config import PIRNConfig
-from pirn.model import PIRN
 from protoad_detectors import GaussianReconstructor, NearestNeighbourReconstructor
 
 import protoad
+from pirn.config import PIRNConfig
+from pirn.model import PIRN
 from protoad.checkpoint import load_checkpoint, save_checkpoint
 from protoad.data import Prepared
 from protoad.detection import Detector, FeatureExtractor, Features, Reconstructor
@@ -104,9 +104,7 @@ class PIRNDetector:
         return path
 
     @classmethod
-    def load(
-        cls, folder: str | Path, *, weights: str | None = None, cache: FeatureCache | None = None
-    ) -> PIRNDetector:
+    def load(cls, folder: str | Path, *, weights: str | None = None, cache: FeatureCache | None = None) -> PIRNDetector:
         """Reads a detector back.
 
         Args:

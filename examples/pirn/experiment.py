@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
 from pirn.config import PIRNConfig
 from pirn.detector import PIRNDetector, yardsticks
-
 from protoad.data import MVTec3D, Prepared, Sample, prepare, select_shots
 from protoad.detection import Detector, FeatureExtractor, Features, Prediction
 from protoad.encoders.cache import FeatureCache

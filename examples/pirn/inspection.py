@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pirn.detector import PIRNDetector
 from pirn.pictures import to_picture
-
 from protoad.data import Sample, prepare, write_rgb
 from protoad.detection import Prediction
 from protoad.errors import DataError

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from pirn.config import PIRNConfig
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from pirn.config import PIRNConfig
 from protoad.detection import Features, Reconstructor
+from protoad.errors import ConfigError
 from protoad.losses import cosine_loss, soft_mining_loss
 from protoad.nn import (
     CrossModalPrototypeGAT,
@@ -91,9 +92,7 @@ class PIRNLayer(nn.Module):
         displacement = {m: p.new_zeros(()) for m, p in prototypes.items()}
         if self.aggregate is not None:
             before = prototypes
-            prototypes = {
-                m: self.refine[m](p, self.aggregate(tokens[m], p, token_mask)) for m, p in prototypes.items()
-            }
+            prototypes = {m: self.refine[m](p, self.aggregate(tokens[m], p, token_mask)) for m, p in prototypes.items()}
             displacement = {m: _relative_change(before[m], p) for m, p in prototypes.items()}
         intra = {m: self.assign(z, prototypes[m], token_mask).reconstruction for m, z in tokens.items()}
         if self.align is None:
@@ -169,7 +168,16 @@ class PIRN(Reconstructor):
 
     @torch.no_grad()
     def initialise(self, shots: Features) -> None:
-        """Sets the scale, and the prototypes to k-means centres of the shots' tokens unless they start at random."""
+        """Sets the scale, and the prototypes to k-means centres of the shots' tokens unless they start at random.
+
+        Raises:
+            ConfigError: if there are fewer kept tokens than prototypes.
+        """
+        if shots.mask.sum() < self.config.num_prototypes:
+            raise ConfigError(
+                f"num_prototypes: expected at most {int(shots.mask.sum())}, the tokens of the shots that count, "
+                f"got {self.config.num_prototypes}"
+            )
         for modality, tokens in shots.tokens.items():
             kept = tokens[shots.mask]
             scale = self.get_buffer(f"scale_{modality}").copy_(kept.square().mean().sqrt())
@@ -192,11 +200,17 @@ class PIRN(Reconstructor):
         """
         figures = {"leak": 0.0}
         last = states[-1]
-        entering = states[-2].tokens if len(states) > 1 else {m: t / self.get_buffer(f"scale_{m}") for m, t in shots.tokens.items()}
+        entering = (
+            states[-2].tokens
+            if len(states) > 1
+            else {m: t / self.get_buffer(f"scale_{m}") for m, t in shots.tokens.items()}
+        )
         for modality, target in shots.tokens.items():
             if self.config.residual == "purified" and self.layers[-1].align is not None:
                 purified = entering[modality] * last.intra[modality].sigmoid()
-                gain = cosine_similarity(target, purified, dim=-1) - cosine_similarity(target, last.intra[modality], dim=-1)
+                gain = cosine_similarity(target, purified, dim=-1) - cosine_similarity(
+                    target, last.intra[modality], dim=-1
+                )
                 figures["leak"] += gain[shots.mask].mean().item() / len(shots.tokens)
             for index, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
                 if modality in layer.inject:

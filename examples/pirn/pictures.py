@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from pirn.experiment import TestSet
 
+from pirn.experiment import TestSet
 from protoad.data import Prepared, write_rgb
 from protoad.detection import Detector, Prediction
 from protoad.viz import GridRow, sample_grid
@@ -28,9 +28,7 @@ def write_grid(path: Path, detector: Detector, test: TestSet, prediction: Predic
         per_defect: rows for each kind of defect, the first ones of the test split.
     """
     chosen = [index for kind in dict.fromkeys(test.defects) for index in _first(test.defects, kind, per_defect)]
-    rows = [
-        _row(f"{test.defects[i]} {float(prediction.score[i]):.1f}", test.parts[i], prediction, i) for i in chosen
-    ]
+    rows = [_row(f"{test.defects[i]} {float(prediction.score[i]):.1f}", test.parts[i], prediction, i) for i in chosen]
     present = [column for column, name in _COLUMNS.items() if name in prediction.maps]
     limits = {column: detector.heatmap_range(_COLUMNS[column]) for column in present}
     write_rgb(path, sample_grid(rows, columns=["rgb", "normals", *present, "mask"], limits=limits))
@@ -41,7 +39,9 @@ def _first(defects: Sequence[str], kind: str, count: int) -> list[int]:
 
 
 def _row(label: str, part: Prepared, prediction: Prediction, index: int) -> GridRow:
-    maps = {column: prediction.maps[name][index].numpy() for column, name in _COLUMNS.items() if name in prediction.maps}
+    maps = {
+        column: prediction.maps[name][index].numpy() for column, name in _COLUMNS.items() if name in prediction.maps
+    }
     return GridRow(
         label=label, rgb=to_picture(part.rgb), normals=to_picture(part.normals), mask=part.mask.numpy(), **maps
     )

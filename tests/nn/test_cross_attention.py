@@ -18,7 +18,11 @@ def test_equations_3_and_4(residual: str) -> None:
     tokens, intra = torch.randn(2, 9, d, dtype=torch.float64), torch.randn(2, 9, d, dtype=torch.float64)
     prototypes = torch.randn(2, 4, d, dtype=torch.float64)
     purified = tokens * intra.sigmoid()
-    query, key, value = purified @ attend.query.weight.T, prototypes @ attend.key.weight.T, prototypes @ attend.value.weight.T
+    query, key, value = (
+        purified @ attend.query.weight.T,
+        prototypes @ attend.key.weight.T,
+        prototypes @ attend.value.weight.T,
+    )
     attention = (query @ key.mT / math.sqrt(d)).softmax(-1)
     expected = math.tanh(0.7) * (attention @ value)
     if residual == "purified":
@@ -38,7 +42,10 @@ def test_heads_split_channels() -> None:
     purified = tokens * intra.sigmoid()
     query, key, value = attend.query(purified), attend.key(prototypes), attend.value(prototypes)
     expected = torch.cat(
-        [(query[..., s] @ key[..., s].mT / math.sqrt(2)).softmax(-1) @ value[..., s] for s in (slice(i, i + 2) for i in range(0, 8, 2))],
+        [
+            (query[..., s] @ key[..., s].mT / math.sqrt(2)).softmax(-1) @ value[..., s]
+            for s in (slice(i, i + 2) for i in range(0, 8, 2))
+        ],
         dim=-1,
     )
     torch.testing.assert_close(attend(tokens, intra, prototypes), attend.gate * expected)

@@ -39,8 +39,12 @@ def test_equals_torchs_cell_where_the_reset_gate_is_open() -> None:
     with torch.no_grad():
         refine.reset.weight.zero_()
         refine.reset.bias.fill_(50)
-        cell.weight_ih.copy_(torch.cat([refine.reset.weight[:, d:], refine.update.weight[:, d:], refine.candidate.weight[:, d:]]))
-        cell.weight_hh.copy_(torch.cat([refine.reset.weight[:, :d], refine.update.weight[:, :d], refine.candidate.weight[:, :d]]))
+        cell.weight_ih.copy_(
+            torch.cat([refine.reset.weight[:, d:], refine.update.weight[:, d:], refine.candidate.weight[:, d:]])
+        )
+        cell.weight_hh.copy_(
+            torch.cat([refine.reset.weight[:, :d], refine.update.weight[:, :d], refine.candidate.weight[:, :d]])
+        )
         cell.bias_ih.copy_(torch.cat([refine.reset.bias, refine.update.bias, refine.candidate.bias]))
         cell.bias_hh.zero_()
     prototypes, context = torch.randn(2, 5, d, dtype=torch.float64), torch.randn(2, 5, d, dtype=torch.float64)

@@ -125,13 +125,21 @@ def test_detached_lets_no_gradient_through() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtype_is_kept_and_solved_in_full_precision(dtype: torch.dtype, device: str) -> None:
-    tokens, prototypes = torch.randn(2, 30, 8, device=device, dtype=dtype), torch.randn(4, 8, device=device, dtype=dtype)
+    tokens, prototypes = (
+        torch.randn(2, 30, 8, device=device, dtype=dtype),
+        torch.randn(4, 8, device=device, dtype=dtype),
+    )
     with torch.autocast(device, dtype=torch.bfloat16):
         transport = sinkhorn(tokens, prototypes)
     assert transport.plan.dtype == dtype
     exact = sinkhorn(tokens.double(), prototypes.double()).plan
     # The plan is rounded once, at the end: half a unit in the last place of a number up to 1.
-    torch.testing.assert_close(transport.plan.double(), exact, rtol=0, atol=max(torch.finfo(dtype).eps / 2, 2e-6 if dtype != torch.float64 else 0))
+    torch.testing.assert_close(
+        transport.plan.double(),
+        exact,
+        rtol=0,
+        atol=max(torch.finfo(dtype).eps / 2, 2e-6 if dtype != torch.float64 else 0),
+    )
 
 
 def test_compiles_without_a_break() -> None:
@@ -147,7 +155,10 @@ def test_compiles_without_a_break() -> None:
         (lambda: sinkhorn(torch.randn(5), torch.randn(3, 5)), r"tokens: expected \(\.\.\. n d\)"),
         (lambda: sinkhorn(torch.randn(2, 5, 8), torch.randn(3, 4, 8)), r"leading axes \(2,\)"),
         (lambda: sinkhorn(torch.randn(5, 8), torch.randn(0, 8)), r"k >= 1"),
-        (lambda: sinkhorn(torch.randn(5, 8), torch.randn(3, 8), token_mask=torch.ones(5)), r"token_mask: expected bool \(5,\)"),
+        (
+            lambda: sinkhorn(torch.randn(5, 8), torch.randn(3, 8), token_mask=torch.ones(5)),
+            r"token_mask: expected bool \(5,\)",
+        ),
         (lambda: sinkhorn_from_cost(torch.rand(5, 3), row_mass=torch.ones(4)), r"row_mass: expected \(5,\)"),
         (lambda: sinkhorn_from_cost(torch.rand(5, 3), col_mass=torch.ones(5)), r"col_mass: expected \(3,\)"),
         (lambda: sinkhorn_from_cost(torch.rand(3)), r"cost: expected \(\.\.\. n k\)"),

@@ -1,0 +1,252 @@
+"""The commands, run as a user would, on small synthetic parts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pirn.cli import main
+
+from protoad.data import read_rgb, read_xyz, write_dataset, write_rgb, write_xyz
+
+FAST = ["--image-size", "96", "--epochs", "2", "--num-prototypes", "4"]
+METRICS = {"image_auroc", "pixel_auroc", "aupro", "f1_max"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_dataset(
+        root, parts=("cookie", "tile"), train=4, validation=0, test_good=2, test_per_defect=1, seed=0, size=96
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained")
+    argv = [
+        "train",
+        "--root",
+        str(root),
+        "--category",
+        "cookie",
+        "--shots",
+        "3",
+        "--seed",
+        "1",
+        "--out",
+        str(out),
+        *FAST,
+    ]
+    assert main(argv) == 0
+    return out
+
+
+def test_train_says_what_to_watch(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    argv = [
+        "train",
+        "--dataset",
+        "mvtec3d",
+        "--root",
+        str(root),
+        "--category",
+        "all",
+        "--shots",
+        "3",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main([*argv, *FAST, "--residual", "purified"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["cookie", "tile"]
+    for word in (
+        "3 shots",
+        "2 epochs",
+        "loss",
+        "leak",
+        "gate_rgb_0",
+        "displacement_normals_1",
+        "checkpoint.safetensors",
+    ):
+        assert word in lines[0]
+    assert (tmp_path / "tile" / "checkpoint.safetensors").is_file()
+
+
+def test_evaluate_writes_the_same_table_twice(trained: Path, root: Path, tmp_path: Path, capsys) -> None:
+    argv = ["evaluate", "--checkpoint", str(trained), "--root", str(root), "--json"]
+    for name in ("one.json", "two.json"):
+        assert main([*argv, str(tmp_path / name), "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "cookie" in out
+    assert "mean" in out
+    results = json.loads((tmp_path / "one.json").read_text())
+    assert results.keys() == {"pirn", "nearest_neighbour", "gaussian"}
+    for method in results.values():
+        assert method.keys() == METRICS | {"categories"}
+        assert method["categories"].keys() == {"cookie"}
+        assert method["categories"]["cookie"].keys() == METRICS
+        assert all(0 <= method[name] <= 1 for name in METRICS)
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert read_rgb(tmp_path / "cookie.png").ndim == 3
+
+
+@pytest.mark.parametrize("modality", ["rgb", "normals"])
+def test_one_modality_alone(root: Path, tmp_path: Path, modality: str) -> None:
+    argv = ["train", "--root", str(root), "--category", "tile", "--shots", "3", "--out", str(tmp_path), *FAST]
+    assert main([*argv, "--modality", modality]) == 0
+    argv = ["evaluate", "--checkpoint", str(tmp_path / "tile"), "--root", str(root), "--no-yardsticks"]
+    assert main([*argv, "--json", str(tmp_path / "r.json"), "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "r.json").read_text()).keys() == {"pirn"}
+
+
+def test_detect_one_part_and_a_folder_agree(trained: Path, root: Path, tmp_path: Path) -> None:
+    good = root / "cookie" / "test" / "good"
+    single = ["--rgb", str(good / "rgb" / "000.png"), "--xyz", str(good / "xyz" / "000.tiff")]
+    argv = ["detect", "--checkpoint", str(trained), "--out"]
+    assert main([*argv, str(tmp_path / "one"), *single]) == 0
+    assert main([*argv, str(tmp_path / "all"), "--folder", str(good)]) == 0
+    one, everything = (json.loads((tmp_path / name / "scores.json").read_text()) for name in ("one", "all"))
+    assert one["category"] == "cookie"
+    assert one["parts"][0] == everything["parts"][0]
+    assert len(everything["parts"]) == 2
+    rows = list(csv.DictReader((tmp_path / "all" / "scores.csv").read_text().splitlines()))
+    assert [row["name"] for row in rows] == ["000", "001"]
+    assert float(rows[0]["score"]) == pytest.approx(one["parts"][0]["score"])
+    assert read_rgb(tmp_path / "one" / "overlays" / "000.png").shape[2] == 3
+
+
+def _copy(root: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(root, tmp_path / "copy"))
+
+
+def _train(root: Path, tmp_path: Path, *extra: str) -> list[str]:
+    return [
+        "train",
+        "--root",
+        str(root),
+        "--category",
+        "cookie",
+        "--shots",
+        "3",
+        "--out",
+        str(tmp_path / "out"),
+        *FAST,
+        *extra,
+    ]
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _shrink_rgb(path: Path) -> None:
+    write_rgb(path, read_rgb(path)[:80, :80])
+
+
+def _blind(path: Path) -> None:
+    write_xyz(path, np.full_like(read_xyz(path), np.nan))
+
+
+@pytest.mark.parametrize(
+    ("harm", "file", "message"),
+    [
+        (Path.unlink, "rgb/001.png", "001"),
+        (_truncate, "rgb/001.png", "001.png"),
+        (_truncate, "xyz/001.tiff", "001.tiff"),
+        (Path.unlink, "xyz/001.tiff", "001"),
+        (_shrink_rgb, "rgb/001.png", "80"),
+        (_blind, "xyz/001.tiff", "001"),
+    ],
+    ids=["missing rgb", "cut rgb", "cut xyz", "missing xyz", "other size", "all invalid"],
+)
+def test_bad_training_files_end_in_one_sentence(root, tmp_path, capsys, harm, file, message) -> None:
+    copy = _copy(root, tmp_path)
+    harm(copy / "cookie" / "train" / "good" / file)
+    assert main(_train(copy, tmp_path, "--shots", "4")) == 2
+    _one_sentence(capsys, message)
+    assert not (tmp_path / "out").exists()
+
+
+def _one_sentence(capsys: pytest.CaptureFixture, message: str) -> None:
+    captured = capsys.readouterr()
+    assert len(captured.err.strip().splitlines()) == 1
+    assert captured.err.startswith("pirn: ")
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--shots", "20"], "asked for 20 shots, found 4"),
+        (["--category", "bagel"], "has no category 'bagel'; found: cookie, tile"),
+        (["--root", "nowhere"], "nowhere"),
+        (["--encoder", "resnet"], "resnet"),
+        (["--encoder", "timm:mobilenetv2_100", "--weights", "none.safetensors"], "none.safetensors"),
+        (["--image-size", "100"], "100"),
+        (["--num-prototypes", "0"], "num_prototypes: expected at least 1, got 0"),
+        (["--num-prototypes", "100000"], "prototypes"),
+        (["--out", "/proc/nowhere"], "cannot be written"),
+    ],
+    ids=["shots", "category", "root", "encoder", "weights", "size", "prototypes", "too many prototypes", "out"],
+)
+def test_bad_arguments_end_in_one_sentence(root, tmp_path, capsys, extra, message) -> None:
+    assert main(_train(root, tmp_path, *extra)) == 2
+    _one_sentence(capsys, message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_detect_calls_end_in_one_sentence(trained, root, tmp_path, capsys) -> None:
+    good = root / "cookie" / "test" / "good"
+    rgb, xyz = str(good / "rgb" / "000.png"), str(good / "xyz" / "000.tiff")
+    small = tmp_path / "small.png"
+    write_rgb(small, read_rgb(rgb)[:50])
+    for checkpoint, extra, message in (
+        (trained, ["--rgb", rgb], "give either --rgb FILE and --xyz FILE"),
+        (trained, ["--rgb", "gone.png", "--xyz", xyz], "gone.png"),
+        (trained, ["--rgb", str(small), "--xyz", xyz], "small.png"),
+        (trained, ["--rgb", xyz, "--xyz", xyz], "000.tiff"),
+        (trained, ["--folder", str(tmp_path)], "expected parts as rgb/NAME.png"),
+        (trained, ["--rgb", rgb, "--xyz", xyz, "--category", "tile"], "has no 'tile'; found: cookie"),
+        (tmp_path, ["--rgb", rgb, "--xyz", xyz], "no checkpoint.safetensors"),
+    ):
+        assert main(["detect", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), *extra]) == 2
+        _one_sentence(capsys, message)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_another_config_is_refused(trained: Path, root: Path, tmp_path: Path, capsys) -> None:
+    from protoad.checkpoint import load_checkpoint, save_checkpoint
+
+    tensors, header = load_checkpoint(trained / "cookie" / "checkpoint.safetensors")
+    for change, message in (
+        ({"num_prototypes": 7}, "does not fit"),
+        ({"num_layers": 3}, "does not fit"),
+        ({"hue": 1}, "hue"),
+    ):
+        config = {**header["config"], **change}
+        save_checkpoint(tmp_path / "checkpoint.safetensors", tensors, {**header, "config": config})
+        assert main(["evaluate", "--checkpoint", str(tmp_path), "--root", str(root)]) == 2
+        _one_sentence(capsys, message)
+
+
+def test_evaluate_without_the_shots_says_so(trained: Path, root: Path, tmp_path: Path, capsys) -> None:
+    copy = _copy(root, tmp_path)
+    for path in (copy / "cookie" / "train" / "good").rglob("*.*"):
+        path.rename(path.with_stem(f"9{path.stem}"))
+    assert main(["evaluate", "--checkpoint", str(trained), "--root", str(copy)]) == 2
+    _one_sentence(capsys, "which the detector was trained on")
+
+
+def test_quick_demo(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["demo", "--quick", "--seed", "3", "--out", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "metrics.json").read_text())
+    assert results.keys() == {"pirn", "nearest_neighbour", "gaussian"}
+    assert results["pirn"]["pixel_auroc"] > 0.8
+    assert "nearest_neighbour" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("*.png"))) == 2

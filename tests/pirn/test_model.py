@@ -1,0 +1,157 @@
+"""PIRN's composition: Algorithm 1 line by line, what each switch turns off, and that the exchange is alive."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from pirn import PIRN, PIRNConfig
+
+from protoad.detection import Features
+from protoad.ops import sinkhorn, transport_context
+
+D = 16
+DIMS = {"rgb": D, "normals": D}
+SMALL = PIRNConfig(num_prototypes=4, epochs=3)
+
+
+def _features(b: int = 4, n: int = 36) -> Features:
+    """Good parts: tokens around six patterns, the same pattern at the same place in both modalities."""
+    kind = torch.randint(6, (b, n))
+    tokens = {m: torch.randn(6, D)[kind] + 0.1 * torch.randn(b, n, D) for m in DIMS}
+    return Features(tokens, torch.ones(b, n, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("residual", ["purified", "none"])
+def test_one_layer_is_algorithm_1(residual: str) -> None:
+    config = replace(SMALL, num_layers=1, residual=residual)
+    model, shots = PIRN(DIMS, config), _features(2)
+    layer = model.layers[0]
+    refined, intra = {}, {}
+    for m, z in shots.tokens.items():
+        p = model.prototypes[m].expand(2, -1, -1)
+        context = transport_context(sinkhorn(z, p).plan, z)  # lines 8-9
+        refined[m] = layer.refine[m](p, context)  # line 10
+        intra[m] = sinkhorn(z, refined[m]).plan @ refined[m]  # lines 12-13
+    aligned = layer.align(refined["rgb"], refined["normals"])  # line 15
+    for m, other in (("rgb", aligned.second), ("normals", aligned.first)):
+        z = shots.tokens[m]
+        attend = layer.inject[m]
+        purified = z * intra[m].sigmoid()  # line 17
+        scores = attend.query(purified) @ attend.key(other).mT / D**0.5
+        mnc = attend.gate * (scores.softmax(-1) @ attend.value(other))  # lines 18-19
+        if residual == "purified":
+            mnc = purified + mnc
+        torch.testing.assert_close(model(shots.tokens, shots.mask)[m], intra[m] + mnc)  # line 20
+
+
+def test_layers_cascade_and_carry_refined_prototypes() -> None:
+    model, shots = PIRN(DIMS, SMALL), _features(2)
+    first, second = model.trace(shots.tokens, shots.mask)
+    again = model.layers[1](first.tokens, first.prototypes, shots.mask)
+    torch.testing.assert_close(again.tokens["rgb"], second.tokens["rgb"])
+
+
+def test_a_test_image_leaves_no_trace() -> None:
+    model, shots = PIRN(DIMS, SMALL), _features()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    alone = model(shots.pick(torch.tensor([0])).tokens, shots.mask[:1])
+    model(shots.tokens, shots.mask)
+    torch.testing.assert_close(model(shots.pick(torch.tensor([0])).tokens, shots.mask[:1])["rgb"], alone["rgb"])
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_training_lowers_the_loss_and_reports_what_to_watch() -> None:
+    model = PIRN(DIMS, replace(SMALL, epochs=30, residual="purified"))
+    model.fit(_features())
+    assert model.history[-1]["loss"] < 0.8 * model.history[0]["loss"]
+    names = {f"{what}_{m}_{layer}" for what in ("gate", "displacement") for m in DIMS for layer in (0, 1)}
+    assert model.history[0].keys() == {"loss", "leak", *names}
+    assert all(figures[name] != 0 for figures in model.history for name in names)
+
+
+@pytest.mark.parametrize("residual", ["purified", "none"])
+def test_after_training_the_other_modality_is_heard(residual: str) -> None:
+    model, shots = PIRN(DIMS, replace(SMALL, epochs=30, residual=residual)), _features()
+    model.fit(shots)
+    before = model(shots.tokens, shots.mask)["rgb"]
+    with torch.no_grad():
+        model.prototypes["normals"].copy_(torch.randn(4, D))
+    change = (model(shots.tokens, shots.mask)["rgb"] - before).norm() / before.norm()
+    assert change > 0.01
+
+
+def test_the_leak_is_measured() -> None:
+    """The printed residual lets the input through: the purified input is closer to the target than prototypes are."""
+    shots = _features()
+    printed, closed = (PIRN(DIMS, replace(SMALL, num_layers=1, residual=r)) for r in ("purified", "none"))
+    for model in (printed, closed):
+        model.fit(shots)
+    assert printed.history[-1]["leak"] > 0.05
+    assert closed.history[-1]["leak"] == 0
+    noise = Features({m: torch.randn_like(t) for m, t in shots.tokens.items()}, shots.mask)
+
+    def rebuilt_cosine(model: PIRN) -> float:
+        rebuilt = model(noise.tokens, noise.mask)["rgb"]
+        return torch.cosine_similarity(rebuilt, noise.tokens["rgb"], dim=-1).mean().item()
+
+    assert rebuilt_cosine(printed) > rebuilt_cosine(closed) + 0.2  # the anomaly comes out as it went in
+
+
+def test_switches_turn_their_part_off() -> None:
+    shots = _features()
+    plain = PIRN(DIMS, replace(SMALL, num_layers=1, mnc=False, aggregation="none"))
+    assert not plain.layers[0].refine
+    assert plain.layers[0].align is None
+    expected = sinkhorn(shots.tokens["rgb"], plain.prototypes["rgb"]).plan @ plain.prototypes["rgb"]
+    torch.testing.assert_close(plain(shots.tokens, shots.mask)["rgb"], expected)
+    single = PIRN({"rgb": D}, replace(SMALL, modality="rgb"))
+    assert not single.layers[0].inject
+    assert single({"rgb": shots.tokens["rgb"]}, shots.mask).keys() == {"rgb"}
+
+
+@pytest.mark.parametrize("assignment", ["transport", "softmax", "linear", "sigmoid"])
+@pytest.mark.parametrize("aggregation", ["transport", "topk", "mean", "none"])
+def test_every_combination_trains(assignment: str, aggregation: str) -> None:
+    model = PIRN(DIMS, replace(SMALL, epochs=1, assignment=assignment, aggregation=aggregation))
+    model.fit(_features())
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_masked_tokens_change_nothing() -> None:
+    model, shots = PIRN(DIMS, SMALL), _features()
+    mask = torch.arange(36).expand(4, -1) < 20
+    spoiled = {m: torch.where(mask.unsqueeze(-1), t, 50.0) for m, t in shots.tokens.items()}
+    one, other = model(shots.tokens, mask), model(spoiled, mask)
+    torch.testing.assert_close(one["rgb"][mask], other["rgb"][mask])
+
+
+def test_prototypes_start_among_the_shots_and_scale_does_not_matter() -> None:
+    config = replace(SMALL, num_prototypes=20)  # more than patterns: each gets one
+    model, shots = PIRN(DIMS, config), _features()
+    model.initialise(shots)
+    nearest = torch.cdist(model.prototypes["rgb"], shots.tokens["rgb"].flatten(0, 1) / model.scale_rgb).min(1).values
+    assert nearest.max() < 1
+    big = PIRN(DIMS, config)
+    big.initialise(Features({m: 100 * t for m, t in shots.tokens.items()}, shots.mask))
+    scaled = big({m: 100 * t for m, t in shots.tokens.items()}, shots.mask)["rgb"]
+    torch.testing.assert_close(scaled, 100 * model(shots.tokens, shots.mask)["rgb"], rtol=1e-3, atol=1e-2)
+
+
+def test_same_seed_same_model_to_the_bit() -> None:
+    shots = _features()
+    models = [PIRN(DIMS, replace(SMALL, seed=seed)) for seed in (3, 3, 4)]
+    for index, model in enumerate(models):
+        torch.manual_seed(index)  # what the caller did before must not matter
+        model.fit(shots)
+    one, again, other = (model(shots.tokens, shots.mask)["rgb"] for model in models)
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_compiles_whole() -> None:
+    model, shots = PIRN(DIMS, replace(SMALL, n_iters=2)), _features(2)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(shots.tokens, shots.mask)["rgb"], model(shots.tokens, shots.mask)["rgb"])
