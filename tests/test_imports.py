@@ -103,7 +103,10 @@ def test_no_heavy_import_at_the_top_of_a_file(file: Path) -> None:
 
 def test_import_protoad_loads_nothing_heavy() -> None:
     """In a fresh interpreter: torch itself is there, and nothing of the extras that torch did not bring."""
-    code = "import sys, torch; before = set(sys.modules); import protoad; print(*{m.split('.')[0] for m in set(sys.modules) - before})"
+    code = (
+        "import sys, torch; before = set(sys.modules); import protoad; "
+        "print(*{m.split('.')[0] for m in set(sys.modules) - before})"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT / "src")
     assert not set(run.stdout.split()) & HEAVY
 

@@ -43,20 +43,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(subparsers: Any) -> None:
-    parser = _command(
-        subparsers, "demo", commands.demo, "learn synthetic parts from ten good ones and find their defects"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the parts, the shots and the training (default: 0)")
-    parser.add_argument(
-        "--quick", action="store_true", help="two parts, fewer test images and epochs: a check, not a result"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write (default: runs/demo)")
+    parser = _command(subparsers, "demo", commands.demo, "learn synthetic parts from ten good ones")
+    parser.add_argument("--seed", type=int, default=0, help="of the parts, the shots and the training")
+    parser.add_argument("--quick", action="store_true", help="two parts, few images and epochs: no result")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write")
     parser.add_argument("--jobs", type=int, default=None, help="parts trained at a time (default: one per core)")
 
 
 def _add_train(subparsers: Any) -> None:
     parser = _command(subparsers, "train", commands.train, "learn one or more products from a few good parts of each")
-    parser.add_argument("--dataset", choices=["mvtec3d"], default="mvtec3d", help="folder layout (default: mvtec3d)")
+    parser.add_argument("--dataset", choices=["mvtec3d"], default="mvtec3d", help="folder layout")
     parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories")
     parser.add_argument("--category", nargs="+", required=True, metavar="NAME", help="categories to learn, or: all")
     parser.add_argument("--shots", type=int, default=None, help="good parts per category, drawn by seed (default: all)")
@@ -66,31 +62,23 @@ def _add_train(subparsers: Any) -> None:
 
 
 def _add_evaluate(subparsers: Any) -> None:
-    parser = _command(
-        subparsers, "evaluate", commands.evaluate, "measure checkpoints on the test split, beside the yardsticks"
-    )
+    parser = _command(subparsers, "evaluate", commands.evaluate, "measure checkpoints beside the yardsticks")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder that train wrote")
     parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table as JSON")
     parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="write a grid of pictures per category")
-    parser.add_argument(
-        "--no-yardsticks", action="store_true", help="PIRN alone; the training parts are not needed then"
-    )
+    parser.add_argument("--no-yardsticks", action="store_true", help="PIRN alone; needs no training parts")
     _add_weights(parser)
 
 
 def _add_detect(subparsers: Any) -> None:
     parser = _command(subparsers, "detect", commands.detect, "score new parts and draw where they deviate")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder that train wrote")
-    parser.add_argument(
-        "--category", default=None, metavar="NAME", help="which checkpoint, if the folder holds several"
-    )
+    parser.add_argument("--category", default=None, metavar="NAME", help="which checkpoint, if several are there")
     parser.add_argument("--rgb", type=Path, default=None, metavar="FILE", help="image of one part")
     parser.add_argument("--xyz", type=Path, default=None, metavar="FILE", help="organised point cloud of the same part")
     parser.add_argument("--folder", type=Path, default=None, metavar="DIR", help="or: a folder with rgb/ and xyz/")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for scores.csv, scores.json, overlays"
-    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for scores and overlays")
     _add_weights(parser)
 
 

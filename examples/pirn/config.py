@@ -1,4 +1,4 @@
-"""Everything that can be chosen about a PIRN detector, in one frozen dataclass; its fields are the command line's flags."""
+"""Everything that can be chosen about a PIRN detector; the fields are the command line's flags."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from pirn.config import PIRNConfig
@@ -16,15 +17,13 @@ from protoad.encoders.cache import FeatureCache
 from protoad.errors import DataError
 from protoad.metrics import DetectionMetrics, evaluate_maps
 
-__all__ = ["TestSet", "evaluate", "predict", "read_shots", "read_test", "train_category"]
+__all__ = ["EvaluationSet", "evaluate", "predict", "read_shots", "read_test", "train_category"]
 
 _CHUNK = 8
 
 
-class TestSet(NamedTuple):
+class EvaluationSet(NamedTuple):
     """The test parts of a category, prepared; `names`, `defects` and `labels` in the same order."""
-
-    __test__ = False  # not a test, whatever its name says to pytest
 
     parts: list[Prepared]
     names: list[str]
@@ -66,11 +65,11 @@ def read_shots(pirn: PIRNDetector, root: str | Path) -> Features:
     return pirn.extractor(parts)
 
 
-def read_test(config: PIRNConfig, root: str | Path, category: str) -> TestSet:
+def read_test(config: PIRNConfig, root: str | Path, category: str) -> EvaluationSet:
     """Reads and prepares the test split of a category."""
     test_set = MVTec3D(root, category, "test")
     parts = [_prepared(sample, config) for sample in test_set]
-    return TestSet(parts, test_set.names, test_set.defects, test_set.labels)
+    return EvaluationSet(parts, test_set.names, test_set.defects, test_set.labels)
 
 
 def _prepared(sample: Sample, config: PIRNConfig) -> Prepared:
@@ -85,7 +84,7 @@ def predict(extractor: FeatureExtractor, detector: Detector, parts: Sequence[Pre
 
 
 def evaluate(
-    pirn: PIRNDetector, test: TestSet, shots: Features | None
+    pirn: PIRNDetector, test: EvaluationSet, shots: Features | None
 ) -> tuple[dict[str, DetectionMetrics], Prediction]:
     """Gives the metrics of PIRN, and of the yardsticks where their shots are given; and PIRN's prediction."""
     prediction = predict(pirn.extractor, pirn.detector, test.parts)
@@ -96,9 +95,9 @@ def evaluate(
     return _metrics(predictions, test), prediction
 
 
-def _metrics(predictions: Mapping[str, Prediction], test: TestSet) -> dict[str, DetectionMetrics]:
+def _metrics(predictions: Mapping[str, Prediction], test: EvaluationSet) -> dict[str, DetectionMetrics]:
     masks = torch.stack([part.mask for part in test.parts]).numpy()
     return {
-        name: evaluate_maps(prediction.score.numpy(), test.labels, prediction.maps["fused"].numpy(), masks)
+        name: evaluate_maps(prediction.score.numpy(), np.array(test.labels), prediction.maps["fused"].numpy(), masks)
         for name, prediction in predictions.items()
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from pirn.detector import PIRNDetector
 from pirn.pictures import to_picture
 from protoad.data import Sample, prepare, write_rgb
@@ -65,7 +67,7 @@ def inspect_parts(pirn: PIRNDetector, parts: Iterable[tuple[str, Sample]], out: 
     return rows
 
 
-def _overlay(pirn: PIRNDetector, rgb, prediction: Prediction):
+def _overlay(pirn: PIRNDetector, rgb: np.ndarray, prediction: Prediction) -> np.ndarray:
     low, high = pirn.detector.heatmap_range()
     overlay = heatmap_overlay(rgb, prediction.maps["fused"][0].numpy(), vmin=low, vmax=high)
     return with_color_bar(overlay, vmin=low, vmax=high)

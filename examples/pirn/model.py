@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -81,7 +81,7 @@ class PIRNLayer(nn.Module):
             if exchange
             else None
         )
-        self.inject = nn.ModuleDict(
+        self.inject: Mapping[str, GatedProtoCrossAttention] = nn.ModuleDict(  # type: ignore[assignment]
             {m: GatedProtoCrossAttention(d, residual=config.residual, gamma=config.gamma) for m, d in dims.items()}
             if exchange
             else {}
@@ -130,7 +130,9 @@ class PIRN(Reconstructor):
             self.register_buffer(f"scale_{modality}", torch.ones(()))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.layers = nn.ModuleList(PIRNLayer(dims, config) for _ in range(config.num_layers))
+            self.layers: Sequence[PIRNLayer] = nn.ModuleList(
+                [PIRNLayer(dims, config) for _ in range(config.num_layers)]
+            )  # type: ignore[assignment]
         self.history: list[dict[str, float]] = []
 
     def forward(self, tokens: Mapping[str, Tensor], token_mask: Tensor) -> dict[str, Tensor]:
@@ -140,7 +142,7 @@ class PIRN(Reconstructor):
 
     def trace(self, tokens: Mapping[str, Tensor], token_mask: Tensor) -> list[LayerState]:
         """Gives what every layer did, on tokens divided by the scale. Leaves no trace in the codebook."""
-        current = {m: z / self.get_buffer(f"scale_{m}") for m, z in tokens.items()}
+        current = self._scaled(tokens)
         prototypes = {m: p.expand(len(token_mask), -1, -1) for m, p in self.prototypes.items()}
         states = []
         for layer in self.layers:
@@ -148,6 +150,9 @@ class PIRN(Reconstructor):
             current, prototypes = state.tokens, state.prototypes
             states.append(state)
         return states
+
+    def _scaled(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {m: z / self.get_buffer(f"scale_{m}") for m, z in tokens.items()}
 
     def fit(self, shots: Features) -> PIRN:
         """Trains on good parts with the paper's loss: last layer, both modalities summed."""

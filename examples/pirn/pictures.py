@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
-from pirn.experiment import TestSet
+from pirn.experiment import EvaluationSet
 from protoad.data import Prepared, write_rgb
 from protoad.detection import Detector, Prediction
 from protoad.viz import GridRow, sample_grid
@@ -17,7 +18,9 @@ __all__ = ["write_grid"]
 _COLUMNS = {"rgb_map": "rgb", "normals_map": "normals", "fused_map": "fused"}
 
 
-def write_grid(path: Path, detector: Detector, test: TestSet, prediction: Prediction, *, per_defect: int = 1) -> None:
+def write_grid(
+    path: Path, detector: Detector, test: EvaluationSet, prediction: Prediction, *, per_defect: int = 1
+) -> None:
     """Writes a grid: a row per part, from each kind of defect and from the good ones, heatmaps on the global scale.
 
     Args:
@@ -47,6 +50,6 @@ def _row(label: str, part: Prepared, prediction: Prediction, index: int) -> Grid
     )
 
 
-def to_picture(image) -> np.ndarray:
+def to_picture(image: Tensor) -> np.ndarray:
     """(3 y x) in [0, 1] -> (y x 3) uint8."""
     return np.rint(255 * image.permute(1, 2, 0).numpy()).astype(np.uint8)

@@ -81,7 +81,7 @@ class FeatureExtractor(nn.Module):
         cache: FeatureCache | None = None,
     ) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict(encoders)
+        self.encoders: Mapping[str, Encoder] = nn.ModuleDict(encoders)  # type: ignore[assignment]
         self.image_size, self.foreground = image_size, foreground
         self.cache = FeatureCache() if cache is None else cache
         grids = {m: encoder.grid(image_size) for m, encoder in encoders.items()}

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "EncoderError", "MissingExtraError", "ProtoadError", "ShapeError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "EncoderError",
+    "MissingExtraError",
+    "ProtoadError",
+    "ShapeError",
+]
 
 
 class ProtoadError(Exception):

@@ -49,7 +49,7 @@ def train(
     step: Callable[[Tensor], tuple[Tensor, Mapping[str, float]]],
     *,
     shots: int,
-    schedule: Schedule = Schedule(),  # noqa: B008  (frozen)
+    schedule: Schedule = Schedule(),
     progress: str | None = None,
 ) -> list[dict[str, float]]:
     """Minimises a loss over the shots with Adam.
@@ -71,7 +71,7 @@ def train(
     epochs, batch_size = schedule.for_shots(shots)
     optimiser = torch.optim.Adam(parameters, lr=schedule.lr)
     generator = torch.Generator().manual_seed(schedule.seed)
-    history = []
+    history: list[dict[str, float]] = []
     for epoch in _with_progress(range(epochs), progress, history):
         sums: dict[str, float] = {}
         batches = torch.randperm(shots, generator=generator).split(batch_size)
@@ -80,7 +80,7 @@ def train(
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"loss is {loss.item()} in epoch {epoch}; try a smaller learning rate")
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, schedule.clip_norm)
             optimiser.step()
             for name, value in {"loss": loss.item(), **figures}.items():

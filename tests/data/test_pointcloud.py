@@ -101,6 +101,19 @@ def test_crease_stays_sharp() -> None:
     assert (_degrees(normals_from_xyz(xyz, method="knn").normals, truth) > 5).mean() > 0.05
 
 
+def test_silhouette_keeps_the_normals_of_its_own_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    rays = _rays(120, 120)
+    ball, ball_normal = _sphere(rays, 0.6, 0.08)
+    wall, wall_normal = _plane(rays, (0, 0.3, -1), 0.62)
+    inside = np.isfinite(ball[..., 0]) & (ball[..., 2] < wall[..., 2])
+    xyz = np.where(inside[..., None], ball, wall).astype(np.float32)
+    truth = np.where(inside[..., None], ball_normal, wall_normal)
+    off = _degrees(normals_from_xyz(xyz).normals, truth)
+    assert off.mean() < 0.5
+    monkeypatch.setattr(pointcloud, "_OWN_POINT", np.inf)
+    assert off.mean() < 0.8 * _degrees(normals_from_xyz(xyz).normals, truth).mean()
+
+
 def test_noise_is_averaged_over_the_window() -> None:
     rng = np.random.default_rng(0)
     xyz, truth = _plane(_rays(80, 80), (0.2, 0, -1), 0.6)
@@ -258,6 +271,14 @@ def test_what_is_flatter_than_the_distance_is_table() -> None:
     assert foreground_mask(xyz, distance=0.002)[110:140, 60:150].all()
 
 
+def test_a_background_that_returns_nothing_is_no_gap_within_the_part() -> None:
+    part = _block()
+    xyz = _scene(part)
+    xyz[12:-12, 12:-12][~part[12:-12, 12:-12]] = np.nan  # table only along the frame, then nothing, then the part
+    xyz[:12] = np.nan
+    np.testing.assert_array_equal(foreground_mask(xyz), part)
+
+
 def test_specks_go_and_thin_parts_stay() -> None:
     part = _block()
     thin = np.zeros_like(part)
@@ -307,12 +328,14 @@ def test_a_border_without_points_is_widened() -> None:
     np.testing.assert_array_equal(foreground_mask(xyz), part)
 
 
-def test_gaps_within_the_part_belong_to_it_and_shadows_beside_it_do_not() -> None:
+def test_gaps_and_holes_within_the_part_belong_to_it_and_shadows_beside_it_do_not() -> None:
     part = _block()
-    xyz = _scene(part)
-    gap, shadow = np.zeros_like(part), np.zeros_like(part)
-    gap[60:75, 80:110] = True
+    hole, gap, shadow = (np.zeros_like(part) for _ in range(3))
+    hole[45:55, 70:80] = True  # drilled through: shows the table
+    gap[60:75, 80:110] = True  # shows nothing
+    gap[74:100, 95] = True  # and leaks to the outside by a pixel
     shadow[40:100, 48:60] = True
+    xyz = _scene(part & ~hole)
     xyz[gap | shadow] = np.nan
     np.testing.assert_array_equal(foreground_mask(xyz), part)
 

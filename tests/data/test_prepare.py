@@ -38,8 +38,10 @@ def _flat(normals: torch.Tensor) -> torch.Tensor:
     return ((red - tilt) / (0.5 - tilt)).clamp(0, 1)
 
 
-@pytest.mark.parametrize("shape", [(400, 400), (300, 420), (421, 300), (97, 97), (224, 224)])
-@pytest.mark.parametrize("size", [224, 160])
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((400, 400), 224), ((300, 420), 160), ((251, 200), 224), ((97, 97), 160), ((224, 224), 100)],
+)
 def test_no_shift_between_the_five(shape: tuple[int, int], size: int) -> None:
     height, width = shape
     centre, side = (height * 0.45, width * 0.55), max(height, width)
@@ -101,11 +103,10 @@ def test_at_full_size_nothing_is_resampled() -> None:
 
 def test_colour_is_antialiased() -> None:
     sample = _scene(400, 400, (200, 200), 80)
-    stripes = np.zeros((400, 400, 3), np.uint8)
-    stripes[:, ::2] = 255
-    fine = Sample(stripes, sample.xyz, sample.mask, 1, "blob", "fine")
-    inner = prepare(fine, 100).rgb[:, :, 3:-3]
-    assert (inner - 0.5).abs().max() < 0.03
+    grain = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    inner = prepare(Sample(grain, sample.xyz, sample.mask, 1, "blob", "grain"), 100).rgb
+    assert abs(inner.mean() - 0.5) < 0.01
+    assert inner.std() < 0.12  # four by four grains average out: 0.29 / 4, a little more for the sharp kernel
 
 
 def test_normals_are_averaged_over_valid_pixels_only_and_stay_unit() -> None:

@@ -17,7 +17,7 @@ def _loop(gat: CrossModalPrototypeGAT, first: torch.Tensor, second: torch.Tensor
     for i, node in enumerate(nodes):
         others = list(range(k, 2 * k)) if i < k else list(range(k))
         others.sort(key=lambda j: -cosine_similarity(node, nodes[j], dim=0).item())
-        neighbours = others[: gat.num_neighbors] + [i]
+        neighbours = [*others[: gat.num_neighbors], i]
         heads = []
         for h, (source, target) in enumerate(zip(gat.attend_from, gat.attend_to, strict=True)):
             width = gat.dim // gat.num_heads

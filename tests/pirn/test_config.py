@@ -34,32 +34,10 @@ def test_every_field_is_a_flag_with_help_and_the_same_default() -> None:
 
 
 def test_flags_reach_the_config() -> None:
-    argv = [
-        "train",
-        "--root",
-        "r",
-        "--category",
-        "c",
-        "--out",
-        "o",
-        "--epsilon",
-        "0.1",
-        "--no-foreground",
-        "--epochs",
-        "3",
-        "--score",
-        "cosine",
-        "--weights",
-        "w",
-    ]
-    arguments = _parser().parse_args(argv)
-    assert (arguments.epsilon, arguments.foreground, arguments.epochs, arguments.score, arguments.weights) == (
-        0.1,
-        False,
-        3,
-        "cosine",
-        "w",
-    )
+    argv = ["train", "--root", "r", "--category", "c", "--out", "o", "--weights", "w", "--score", "cosine"]
+    arguments = _parser().parse_args([*argv, "--epsilon", "0.1", "--no-foreground", "--epochs", "3"])
+    found = arguments.epsilon, arguments.foreground, arguments.epochs, arguments.score, arguments.weights
+    assert found == (0.1, False, 3, "cosine", "w")
 
 
 def test_round_trip_and_unknown_fields() -> None:
