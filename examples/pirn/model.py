@@ -191,6 +191,8 @@ class PIRN(Reconstructor):
                 self.prototypes[modality].copy_(centres)
 
     def _step(self, shots: Features) -> tuple[Tensor, dict[str, float]]:
+        counts = shots.mask.any(0)  # tokens that count in no shot of the batch change nothing and cost most of the time
+        shots = Features({m: z[:, counts] for m, z in shots.tokens.items()}, shots.mask[:, counts])
         states = self.trace(shots.tokens, shots.mask)
         loss_fn = _LOSSES[self.config.loss]
         losses = [loss_fn(z, shots.tokens[m], token_mask=shots.mask) for m, z in states[-1].tokens.items()]

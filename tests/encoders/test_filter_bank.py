@@ -30,14 +30,15 @@ def test_grid_and_shape(fitted: FilterBankEncoder) -> None:
     assert fitted(textured(1, 64)[..., :40]).shape == (1, 8 * 5, 256)
 
 
-def test_energies_equal_scipy_derivatives() -> None:
-    """One lightness gradient energy, token by token, from scipy's Gaussian derivatives."""
-    encoder = FilterBankEncoder(sigmas=(1.5,), orientations=1, components=None)
+@pytest.mark.parametrize(("channel", "order"), [(9, (0, 1)), (12, (0, 2)), (15, (1, 0)), (18, (2, 0))])
+def test_energies_equal_scipy_derivatives(channel: int, order: tuple[int, int]) -> None:
+    """Lightness energies, token by token, from scipy's Gaussian derivatives."""
+    encoder = FilterBankEncoder(sigmas=(1.5,), orientations=2, components=None)
     images = textured(1, 64)
     lightness = images[0].double().mean(0).numpy()
     options = {"mode": "mirror", "truncate": 8.0}
-    gradient = 1.5 * ndimage.gaussian_filter(lightness, 1.5, order=(0, 1), **options)
-    padded = np.pad(np.abs(gradient), 40, mode="reflect")
+    derivative = 1.5 ** sum(order) * ndimage.gaussian_filter(lightness, 1.5, order=order, **options)
+    padded = np.pad(np.abs(derivative), 40, mode="reflect")
     offsets = np.arange(-40, 40) + 0.5
     window = np.exp(-0.5 * (offsets / (0.7 * 8)) ** 2)
     window /= window.sum()
@@ -46,8 +47,8 @@ def test_energies_equal_scipy_derivatives() -> None:
         for column in range(8):
             patch = padded[8 * row + 4 : 8 * row + 84, 8 * column + 4 : 8 * column + 84]
             expected[row, column] = np.sqrt(window @ patch @ window + 1e-3)
-    # channels: 3 means, 3 wide means, 3 deviations, then lightness first in the gradient map
-    response = encoder.responses(images)[0, :, 9].view(8, 8).double().numpy()
+    # 3 means, 3 wide means, 3 deviations; then per direction (x, y) 3 gradients and 3 curvatures, lightness first
+    response = encoder.responses(images)[0, :, channel].view(8, 8).double().numpy()
     np.testing.assert_allclose(response, expected, rtol=2e-3, atol=1e-4)
 
 
@@ -105,6 +106,7 @@ def test_deterministic_and_state_dict_restores_everything(fitted: FilterBankEnco
     restored = FilterBankEncoder(seed=9)
     restored.load_state_dict(fitted.state_dict())
     assert torch.equal(restored(images), fitted(images))
+    assert restored.fingerprint() == fitted.fingerprint()
 
 
 def test_fingerprint_follows_statistics_seed_and_arguments(fitted: FilterBankEncoder) -> None:
@@ -116,6 +118,7 @@ def test_fingerprint_follows_statistics_seed_and_arguments(fitted: FilterBankEnc
         FilterBankEncoder(length_scale=1.25).fit(shots),
         FilterBankEncoder(lift=None).fit(shots),
         FilterBankEncoder(),
+        FilterBankEncoder(orientations=4, sigmas=(2.0, 4.0, 1.0)),
     ]
     prints = {encoder.fingerprint() for encoder in [fitted, *others]}
     assert len(prints) == 1 + len(others)
@@ -169,5 +172,7 @@ def test_build_encoder_names_what_exists() -> None:
     assert isinstance(build_encoder("filter_bank", seed=3), FilterBankEncoder)
     with pytest.raises(EncoderError, match="'filter_bank' and 'timm:MODEL"):
         build_encoder("dinov2")
+    with pytest.raises(EncoderError, match="no weights to load"):
+        build_encoder("filter_bank", weights="file.pth")
     with pytest.raises(EncoderError, match="216 or 224"):
         build_encoder("filter_bank", image_size=220)

@@ -8,8 +8,11 @@ from protoad.data.mvtec3d import MVTec3D, list_categories, load_sample
 from protoad.data.pointcloud import Normals, encode_normals, foreground_mask, normals_from_xyz
 from protoad.data.prepare import Prepared, prepare
 from protoad.data.sample import Sample
+from protoad.data.synthetic import DEFECT_TYPES, PART_TYPES, render_part, write_dataset
 
 __all__ = [
+    "DEFECT_TYPES",
+    "PART_TYPES",
     "MVTec3D",
     "Normals",
     "Prepared",
@@ -23,7 +26,9 @@ __all__ = [
     "read_mask",
     "read_rgb",
     "read_xyz",
+    "render_part",
     "select_shots",
+    "write_dataset",
     "write_mask",
     "write_rgb",
     "write_xyz",

@@ -179,9 +179,7 @@ def _check_partners(files: dict[str, Path], partners: dict[str, Path], kind: str
     orphans = [path for stem, path in sorted(files.items()) if stem not in partners]
     if orphans:
         more = f" (and {len(orphans) - 1} more)" if len(orphans) > 1 else ""
-        raise DataError(
-            f"{orphans[0]}{more}: no {kind} of the same name in {folder}; add it or remove the orphan"
-        )
+        raise DataError(f"{orphans[0]}{more}: no {kind} of the same name in {folder}; add it or remove the orphan")
 
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:

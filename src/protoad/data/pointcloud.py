@@ -27,7 +27,7 @@ _MIN_PART_SHARE = 0.002
 _TRIALS = 256
 _VOTERS = 2000
 _SPECK_SHARE = 2e-4
-_SURROUNDED = 0.9
+_TOUCHING = np.ones((3, 3), dtype=bool)
 
 
 class Normals(NamedTuple):
@@ -65,7 +65,7 @@ def normals_from_xyz(
         normals, valid = _knn_normals(points, valid)
     else:
         raise ValueError(f"method: expected 'grid' or 'knn', got {method!r}")
-    away = (normals * points).sum(axis=-1) > 0
+    away = _dot(normals, points) > 0
     normals[away] *= -1
     normals[~valid] = 0
     return Normals(normals.astype(np.float32), valid)
@@ -77,9 +77,9 @@ def foreground_mask(xyz: np.ndarray, *, distance: float = 0.005, seed: int = 0) 
     The table is the plane through the frame's border: RANSAC over triples of its valid points, then least
     squares over the points that agree. It counts only if more than half of the border agrees and something
     stands off it; otherwise the part itself fills the frame, and every valid pixel is foreground. Specks
-    smaller than 0.02 % of the frame go; what lies two pixels apart or less belongs together, so that thin
-    parts stay even where the sensor saw them in dashes. Gaps in the cloud with the part on nine tenths of
-    their rim belong to the part.
+    smaller than 0.02 % of the frame go. What lies two pixels apart or less belongs together, so that thin parts
+    stay even where the sensor saw them in dashes, and what the part surrounds belongs to it: a hole drilled
+    through it shows the table, a deep cut nothing at all, and both are to be inspected.
 
     Args:
         xyz: (y x 3) metres, not finite or (0, 0, 0) where invalid.
@@ -87,7 +87,7 @@ def foreground_mask(xyz: np.ndarray, *, distance: float = 0.005, seed: int = 0) 
         seed: of the triples.
 
     Returns:
-        (y x) bool; an invalid pixel is foreground only in a gap within the part.
+        (y x) bool; an invalid pixel is foreground only where the part surrounds it.
 
     Raises:
         ShapeError: if `xyz` isn't (y x 3).
@@ -101,7 +101,7 @@ def foreground_mask(xyz: np.ndarray, *, distance: float = 0.005, seed: int = 0) 
     part = _without_specks(part, int(np.ceil(_SPECK_SHARE * part.size)))
     if part.sum() <= _MIN_PART_SHARE * valid.sum():
         return valid
-    return part | _gaps_within(part, valid)
+    return part | _enclosed(part)
 
 
 def _border_plane(points: np.ndarray, valid: np.ndarray, distance: float, seed: int) -> tuple[np.ndarray, float] | None:
@@ -142,23 +142,12 @@ def _border(valid: np.ndarray) -> np.ndarray:
         strip *= 2
 
 
-def _gaps_within(part: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Gaps in the cloud that the part surrounds: deep cuts and gloss are where depth goes missing."""
-    from scipy.ndimage import label
+def _enclosed(part: np.ndarray) -> np.ndarray:
+    """What the part surrounds, but for a rim of two pixels: a hole shows the table or nothing at all."""
+    from scipy.ndimage import binary_dilation, binary_erosion, binary_fill_holes
 
-    gaps, count = label(~valid)
-    all_round, on_part = np.zeros(count + 1), np.zeros(count + 1)
-    for gap, other, known in (
-        (gaps[1:], part[:-1], valid[:-1]),
-        (gaps[:-1], part[1:], valid[1:]),
-        (gaps[:, 1:], part[:, :-1], valid[:, :-1]),
-        (gaps[:, :-1], part[:, 1:], valid[:, 1:]),
-    ):
-        all_round += np.bincount(gap[known], minlength=count + 1)
-        on_part += np.bincount(gap[known & other], minlength=count + 1)
-    surrounded = on_part > _SURROUNDED * all_round
-    surrounded[0] = False  # label 0 is what has points
-    return surrounded[gaps]
+    filled = binary_fill_holes(binary_dilation(part, _TOUCHING))
+    return binary_erosion(filled, _TOUCHING, border_value=1)
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -169,8 +158,7 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _without_specks(mask: np.ndarray, min_pixels: int) -> np.ndarray:
     from scipy.ndimage import binary_dilation, label
 
-    everywhere = np.ones((3, 3), dtype=bool)
-    groups, _ = label(binary_dilation(mask, everywhere), structure=everywhere)
+    groups, _ = label(binary_dilation(mask, _TOUCHING), _TOUCHING)
     pixels = np.bincount(groups[mask], minlength=1)
     return mask & (pixels >= min_pixels)[groups]
 

@@ -49,9 +49,7 @@ _MAX_SHARE = 0.4  # of the part
 _ATTEMPTS = 40
 
 
-def render_part(
-    part: str, *, seed: int, defect: str | None = None, size: int = 256, product: int = 0
-) -> Sample:
+def render_part(part: str, *, seed: int, defect: str | None = None, size: int = 256, product: int = 0) -> Sample:
     """One part on a table as a colour and depth camera sees it, with an exact mask of its defect.
 
     The defective part and its good twin (same seed, no defect) are equal outside the mask, bit for bit. The mask
@@ -137,7 +135,11 @@ def write_dataset(
         folder = Path(root) / part
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise DataError(f"{folder}: exists and isn't empty, expected a free place; delete it or write elsewhere")
-    plan = [("train", None, train), ("validation", None, validation), ("test", None, test_good)]
+    plan: list[tuple[str, str | None, int]] = [
+        ("train", None, train),
+        ("validation", None, validation),
+        ("test", None, test_good),
+    ]
     plan += [("test", defect, test_per_defect) for defect in DEFECT_TYPES]
     for part in parts:
         for split, defect, count in plan:
@@ -159,7 +161,8 @@ def _damage(
 ) -> tuple[Picture, np.ndarray]:
     """Draws defects until one is neither too small to see nor too large: its picture, and its mask (y x) bool."""
     before, part = image_surface(good, camera, light), good.cover > 0.5
-    smallest, largest = _MIN_AREA / (FOCAL * camera.pixel / DISTANCE) ** 2, _MAX_SHARE * part.sum()
+    frame = (DISTANCE / (FOCAL * camera.pixel)) ** 2  # pixels of the whole image
+    smallest, largest = _MIN_AREA * frame, _MAX_SHARE * part.sum()
     growth = 1.0
     for _ in range(_ATTEMPTS):
         surface = draw_defect(defect, good, camera, rng, growth=growth)

@@ -33,23 +33,23 @@ def draw_defect(kind: str, surface: Surface, camera: Rig, rng: np.random.Generat
 
 def _bump(surface: Surface, spot: Spot, rng: np.random.Generator) -> Surface:
     """A dome of material; the colour stays."""
-    return surface._replace(height=surface.height + _swelling(surface, spot, rng, rng.uniform(0.0012, 0.0034)))
+    return surface._replace(height=surface.height + _swelling(surface, spot, rng))
 
 
 def _dent(surface: Surface, spot: Spot, rng: np.random.Generator) -> Surface:
     """A pressed-in place; the colour stays."""
-    deep = surface.height - _swelling(surface, spot, rng, rng.uniform(0.0012, 0.0036))
+    deep = surface.height - _swelling(surface, spot, rng)
     return surface._replace(height=np.maximum(deep, np.minimum(surface.height, _FLOOR)))
 
 
 def _hole(surface: Surface, spot: Spot, rng: np.random.Generator) -> Surface:
     """Material missing down to a rough and dark ground."""
-    spot = spot._replace(radius=0.75 * spot.radius)
+    spot = spot._replace(radius=0.70 * spot.radius)
     inside = smoothstep(1.08, 0.86, _blob(spot, rng, rough=0.22)) * (surface.cover > 0.5)
-    left = rng.uniform(0.15, 0.55)
+    left = rng.uniform(0.25, 0.80)
     ground = surface.height * left + 0.0004 * noise(rng, spot.u, spot.v, scale=0.004)
     height = surface.height + (np.maximum(ground, _FLOOR) - surface.height) * inside
-    albedo = mix(surface.albedo, surface.albedo * np.float32(rng.uniform(0.2, 0.5)), inside)
+    albedo = mix(surface.albedo, surface.albedo * np.float32(rng.uniform(0.3, 0.75)), inside)
     return surface._replace(height=height, albedo=albedo, gloss=surface.gloss * (1 - inside))
 
 
@@ -60,26 +60,27 @@ def _cut(surface: Surface, spot: Spot, rng: np.random.Generator) -> Surface:
     away = np.abs(spot.v - bow * spot.u**2 - 0.0004 * noise(rng, spot.u, spot.v, scale=0.005))
     tapered = width * np.sqrt(np.clip(1 - (2 * spot.u / length) ** 2, 0, 1)) + 1e-7
     groove = smoothstep(1.25, 0.35, away / tapered) * (np.abs(spot.u) < length / 2) * (surface.cover > 0.5)
-    deep = surface.height - rng.uniform(0.0012, 0.0032) * groove
-    albedo = mix(surface.albedo, surface.albedo * np.float32(rng.uniform(0.35, 0.75)), groove)
+    deep = surface.height - rng.uniform(0.0008, 0.0026) * groove
+    albedo = mix(surface.albedo, surface.albedo * np.float32(rng.uniform(0.45, 0.9)), groove)
     return surface._replace(height=np.maximum(deep, np.minimum(surface.height, _FLOOR)), albedo=albedo)
 
 
 def _color(surface: Surface, spot: Spot, rng: np.random.Generator) -> Surface:
     """A stain: another hue, or a burnt or bleached place; the geometry stays."""
-    inside = smoothstep(1.15, 0.65, _blob(spot, rng, rough=0.3)) * rng.uniform(0.32, 0.75)
+    inside = smoothstep(1.15, 0.65, _blob(spot, rng, rough=0.3)) * rng.uniform(0.45, 0.80)
     inside = inside * np.clip(0.92 + 0.16 * noise(rng, spot.u, spot.v, scale=0.003), 0, 1.1)
     local = np.average(surface.albedo, axis=(0, 1), weights=inside + 1e-9)
-    stained = _foreign_colour(local, rng, contrast=rng.uniform(0.16, 0.40))
+    stained = _foreign_colour(local, rng, contrast=rng.uniform(0.19, 0.38))
     return surface._replace(albedo=mix(surface.albedo, stained.astype(np.float32), inside))
 
 
 def _contamination(surface: Surface, spot: Spot, rng: np.random.Generator) -> Surface:
     """Foreign bits that lie on the part: one curled fibre, or a few grains."""
+    spot = spot._replace(radius=0.8 * spot.radius)
     bits = _fibre(spot, rng) if rng.uniform() < 0.5 else _grains(spot, rng)
     present = smoothstep(0.0, 0.0004, bits) * (surface.cover > 0.5)
     local = np.average(surface.albedo, axis=(0, 1), weights=present + 1e-9)
-    foreign = _foreign_colour(local, rng, contrast=rng.uniform(0.25, 0.50))
+    foreign = _foreign_colour(local, rng, contrast=rng.uniform(0.14, 0.40))
     return surface._replace(
         height=surface.height + np.clip(bits, 0, None) * (surface.cover > 0.5),
         albedo=mix(surface.albedo, foreign.astype(np.float32), present),
@@ -116,13 +117,21 @@ def _blob(spot: Spot, rng: np.random.Generator, *, rough: float) -> Image:
     """Distance from the centre of an irregular oval, 1 on its outline."""
     stretch = np.sqrt(rng.uniform(1.0, 2.0))
     oval = np.hypot(spot.u / stretch, spot.v * stretch) / spot.radius
-    return oval * (1 + rough * noise(rng, spot.u, spot.v, scale=1.1 * spot.radius, octaves=2) * np.clip(oval, 0, 1.5))
+    outline = rough * noise(rng, spot.u, spot.v, scale=1.1 * spot.radius, octaves=2)
+    return oval * (1 + np.clip(outline, -0.32, 0.32) * np.clip(oval, 0, 1))  # clipped: a blob must not fall apart
 
 
-def _swelling(surface: Surface, spot: Spot, rng: np.random.Generator, amplitude: float) -> Image:
-    """A smooth dome of `amplitude` metres that fades out at the part's outline."""
+def _swelling(surface: Surface, spot: Spot, rng: np.random.Generator) -> Image:
+    """A dome with a marked shoulder that fades out at the part's outline, in metres.
+
+    On a rough part it is higher: what drowns in the relief is no defect to an inspector either.
+    """
     away = _blob(spot, rng, rough=0.10)
-    return amplitude * np.exp(-0.9 * away**2 - 0.35 * away**4) * smoothstep(0.4, 0.6, surface.cover)
+    near = (away < 1) & (surface.cover > 0.5)
+    plane = np.stack([spot.u[near], spot.v[near], np.ones(near.sum(), dtype=np.float32)], axis=-1)
+    fitted = plane @ np.linalg.lstsq(plane, surface.height[near], rcond=None)[0]
+    amplitude = rng.uniform(0.0008, 0.0024) + min(1.4 * float(np.std(surface.height[near] - fitted)), 0.003)
+    return amplitude * np.exp(-0.3 * away**2 - 1.1 * away**6) * smoothstep(0.4, 0.6, surface.cover)
 
 
 def _foreign_colour(local: Image, rng: np.random.Generator, *, contrast: float) -> Image:
@@ -139,7 +148,7 @@ def _foreign_colour(local: Image, rng: np.random.Generator, *, contrast: float) 
 
 def _fibre(spot: Spot, rng: np.random.Generator) -> Image:
     """Height of a curled thread, negative beside it."""
-    thick = rng.uniform(0.0007, 0.0011)
+    thick = rng.uniform(0.0006, 0.0010)
     steps = np.linspace(-1, 1, 24)
     heading = rng.uniform(0, 2 * np.pi) + 1.6 * np.cumsum(rng.normal(0, 0.35, 24)) * 0.5
     path = np.cumsum(np.stack([np.cos(heading), np.sin(heading)]) * (3.2 * spot.radius / 24), axis=1)

@@ -7,6 +7,7 @@ holes, the same for every part of a dataset. The realisation (`rng`) is what dif
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ Draw = Callable[[Pose, np.random.Generator, np.random.Generator], Surface]
 
 
 class Part(NamedTuple):
-    """How to draw a part, how far it may lie turned, in rad, and its half size in metres, unturned and at nominal scale."""
+    """How to draw a part, how far it may lie turned, in rad, and its half width and height in metres."""
 
     draw: Draw
     max_angle: float
@@ -39,7 +40,7 @@ def cookie(pose: Pose, rng: np.random.Generator, look: np.random.Generator) -> S
     height = 0.0135 - 0.0025 * (radius / 0.0335) ** 2 - _rounding(edge, 0.006) + 0.00045 * lumps - 0.0005 * cracks
     chocolate = _scatter(rng, x, y, count=chips, reach=0.027, radii=(0.0024, 0.0037))
     melted = smoothstep(0, 0.3, chocolate)
-    height += 0.0013 * np.sqrt(np.clip(chocolate, 0, 1))
+    height = height + 0.0013 * np.sqrt(np.clip(chocolate, 0, 1))
     baked = np.clip(smoothstep(-0.012, 0.0, edge) + 0.22 * noise(rng, x, y, scale=0.009, octaves=2), 0, 1)
     albedo = mix(dough, rim, baked * rng.uniform(0.75, 1.0)) * (1 + 0.06 * lumps - 0.25 * cracks)[..., None]
     albedo = mix(albedo * _tone(rng), chip * _tone(rng), melted)
@@ -47,7 +48,7 @@ def cookie(pose: Pose, rng: np.random.Generator, look: np.random.Generator) -> S
 
 
 def tile(pose: Pose, rng: np.random.Generator, look: np.random.Generator) -> Surface:
-    """A flat glazed tile with a printed and slightly raised rosette pattern, and a cracked glaze."""
+    """A flat glazed tile with a printed and slightly raised pattern, a cracked glaze, and specks of iron."""
     ground, print_a, print_b = (_dye(look, code) for code in ("e6e0d0", "2f6690", "c8803a"))
     period = 0.0165 * look.uniform(0.9, 1.1)
     x, y = pose.x, pose.y
@@ -56,17 +57,19 @@ def tile(pose: Pose, rng: np.random.Generator, look: np.random.Generator) -> Sur
     warp = 0.00025 * noise(rng, x, y, scale=0.01)
     u, v = (x + shift[0] + warp) * (2 * np.pi / period), (y + shift[1] - warp) * (2 * np.pi / period)
     soft = 2 * np.pi / period * 0.0007  # printed edges are about 0.7 mm wide
-    petals = smoothstep(-soft, soft, np.abs(np.cos(u / 2) * np.cos(v / 2)) - np.abs(np.sin(u / 2) * np.sin(v / 2)) - 0.34)
+    lattice = np.abs(np.cos(u / 2) * np.cos(v / 2)) - np.abs(np.sin(u / 2) * np.sin(v / 2))
+    petals = smoothstep(-soft, soft, lattice - 0.34)
     dots = smoothstep(-soft, soft, -np.cos(u) * 0.5 - np.cos(v) * 0.5 - 0.62)
     glaze = noise(rng, x, y, scale=0.008, octaves=3)
     cracked = smoothstep(0.10, 0.0, np.abs(noise(rng, x, y, scale=0.011, octaves=2))) * smoothstep(
         -0.2, 0.6, noise(rng, x, y, scale=0.02)
     )
-    height = 0.0095 - _rounding(edge, 0.0018) + 0.0007 * petals - 0.0006 * dots + 0.00008 * glaze
+    iron = smoothstep(0, 0.5, _scatter(rng, x, y, count=9, reach=0.045, radii=(0.0006, 0.0015)))
+    height = 0.0095 - _rounding(edge, 0.0018) + 0.0007 * petals - 0.0006 * dots + 0.00008 * glaze - 0.0003 * iron
     height += 0.0005 * noise(rng, x, y, scale=0.05)  # kilns warp
     ink = rng.uniform(0.8, 0.98)
-    albedo = mix(ground * _tone(rng), print_a, ink * petals * np.clip(0.94 + 0.06 * glaze, 0, 1))
-    albedo = mix(albedo, print_b, ink * dots) * (1 + 0.035 * glaze - 0.22 * cracked)[..., None]
+    albedo = mix(ground * _tone(rng), print_a, ink * petals * np.clip(0.91 + 0.09 * glaze, 0, 1))
+    albedo = mix(albedo, print_b, ink * dots) * (1 + 0.05 * glaze - 0.25 * cracked - 0.5 * iron)[..., None]
     return _surface(pose, edge, height, albedo, np.full_like(x, 0.28))
 
 
@@ -105,15 +108,18 @@ def gland(pose: Pose, rng: np.random.Generator, look: np.random.Generator) -> Su
     roll = rng.uniform(0, 2 * np.pi, 3)
     ends = np.array([-0.045, -0.021, -0.0165, 0.0005, 0.0025 + slide, 0.0265 + slide, 0.043])
     radii = (0.0115, 0.0158, 0.0140, 0.0118, 0.0142, 0.0092)
-    sections = [(x >= low) & (x < high) for low, high in zip(ends[:-1], ends[1:], strict=True)]
+    sections = [(x >= low) & (x < high) for low, high in pairwise(ends)]
     core = np.select(sections, radii, 0.0001)
     around = np.arcsin(np.clip(y / core, -1, 1))
     turns = x / pitch + (around + roll[0]) / (2 * np.pi)
     thread = 0.0009 * (np.abs(2 * (turns % 1) - 1) - 0.5)
-    knurl = 0.00055 * np.sin(ridges * (around + roll[1])) * smoothstep(0, 0.002, x - ends[4]) * smoothstep(0.0, 0.003, ends[5] - x)
+    knurl = 0.00055 * np.sin(ridges * (around + roll[1]))
+    knurl = knurl * smoothstep(0, 0.002, x - ends[4]) * smoothstep(0, 0.003, ends[5] - x)
     core = core + np.select([sections[0], sections[4]], [thread, knurl], 0.0)
-    taper = 0.0012 * smoothstep(-0.003, 0, x - ends[5]) * sections[4] + 0.0035 * smoothstep(-0.012, 0, x - ends[6]) * sections[5]
-    core = core - taper - 0.0012 * smoothstep(0.0015, 0, x - ends[0])
+    core = core - 0.0012 * smoothstep(-0.003, 0, x - ends[5]) * sections[4]
+    core = (
+        core - 0.0035 * smoothstep(-0.012, 0, x - ends[6]) * sections[5] - 0.0012 * smoothstep(0.0015, 0, x - ends[0])
+    )
     arc = np.sqrt(np.clip(core**2 - y**2, 0, None))
     hexagon = np.clip(_hexagon_top(y, 0.0136, roll[2]), 0, None)
     reach = np.where(sections[2], 0.0152, core)
@@ -121,9 +127,10 @@ def gland(pose: Pose, rng: np.random.Generator, look: np.random.Generator) -> Su
     edge = np.maximum(np.maximum(np.abs(y) - reach, ends[0] - x), x - ends[6])
     edge = np.where(sections[2] & (hexagon <= 0), np.maximum(edge, pose.pixel), edge)
     worn = noise(rng, x, y, scale=0.007, octaves=3)
-    albedo = np.select(
-        [s[..., None] for s in sections], [body, body, body, seal, nut, nut], np.float32(0.5)
-    ) * (1 + 0.05 * worn + 0.03 * noise(rng, x / 6, y, scale=0.0011))[..., None]
+    albedo = (
+        np.select([s[..., None] for s in sections], [body, body, body, seal, nut, nut], np.float32(0.5))
+        * (1 + 0.05 * worn + 0.03 * noise(rng, x / 6, y, scale=0.0011))[..., None]
+    )
     gloss = np.select(sections, [0.18, 0.18, 0.18, 0.03, 0.14, 0.14], 0.0) * (1 + 0.2 * worn)
     height = 0.0165 + arc + 0.00005 * worn
     return _surface(pose, edge, height, albedo * _tone(rng), gloss)
@@ -139,18 +146,21 @@ def washer(pose: Pose, rng: np.random.Generator, look: np.random.Generator) -> S
     spacing = 2 * np.pi / holes
     nearest = (turn + spacing / 2) % spacing - spacing / 2
     bolt = np.hypot(radius * np.cos(nearest) - 0.0262, radius * np.sin(nearest))
-    edge = np.maximum(np.maximum(radius - 0.0335, 0.0105 - radius), 0.0025 - bolt)
+    rims = np.maximum(radius - 0.0335, 0.0105 - radius)
+    edge = np.maximum(rims, 0.0025 - bolt)
     sink = 0.0017 * smoothstep(0.0046, 0.0027, bolt)
     groove = smoothstep(0.0015, 0.0008, np.abs(radius - groove_at))
     lip = smoothstep(0.0006, -0.0006, radius - 0.0145)
     lathe = noise(rng, radius, np.zeros_like(radius), scale=0.0009, octaves=2)
     patches = noise(rng, x, y, scale=0.011, octaves=3, gain=0.6)
-    height = 0.0085 + 0.0014 * lip - 0.0011 * groove - sink - _rounding(np.maximum(radius - 0.0335, 0.0105 - radius), 0.0012)
+    height = 0.0085 + 0.0014 * lip - 0.0011 * groove - sink - _rounding(rims, 0.0012)
     height += 0.00005 * lathe + 0.0004 * noise(rng, x, y, scale=0.05)
+    scratches = smoothstep(0.05, 0.0, np.abs(noise(rng, x, 2.5 * y, scale=0.02))) * smoothstep(0.2, 1.2, patches)
     glare_at = rng.normal(0.8, 0.15) + pose.angle  # fixed to the lamp, while the coordinates turn with the part
     glare = np.abs(np.cos(turn + glare_at)) ** 6
     stained = smoothstep(0.2, 2.2, patches + rng.normal(0, 0.25)) * 0.6
-    albedo = mix(metal, tarnish, stained) * (1 + 0.05 * lathe + 0.30 * glare - 0.35 * groove)[..., None] * _tone(rng)
+    shade = 1 + 0.05 * lathe + 0.30 * glare - 0.35 * groove - 0.25 * scratches
+    albedo = mix(metal, tarnish, stained) * shade[..., None] * _tone(rng)
     return _surface(pose, edge, height, albedo, (0.18 + 0.30 * glare) * (1 - 0.7 * stained) * (1 + 0.12 * lathe))
 
 
@@ -163,12 +173,12 @@ def foam(pose: Pose, rng: np.random.Generator, look: np.random.Generator) -> Sur
     edge = _rounded_box(x + sway, y - sway, 0.038, 0.030, 0.003) + 0.0002 * noise(rng, x, y, scale=0.003)
     phase = rng.uniform(0, 2 * np.pi, 2)
     waves = np.sin(wave * x + phase[0] + 900 * sway) * np.sin(wave * y + phase[1])
-    cells = noise(rng, x, y, scale=0.0019, octaves=2, gain=0.6)
-    pores = smoothstep(0.75, 1.7, cells)
-    height = 0.0155 + 0.0016 * waves - 0.0008 * pores - _rounding(edge, 0.0035)
+    cells = noise(rng, x, y, scale=0.0016)
+    pores = smoothstep(1.1, 2.1, cells)
+    height = 0.0155 + 0.0012 * waves - 0.0007 * pores - _rounding(edge, 0.0035)
     height += 0.0005 * noise(rng, x, y, scale=0.03)
     faded = noise(rng, x, y, scale=0.015, octaves=2)
-    albedo = colour * (1 + 0.05 * faded + 0.045 * cells - 0.5 * pores + 0.05 * waves)[..., None] * _tone(rng)
+    albedo = colour * (1 + 0.05 * faded + 0.05 * cells - 0.4 * pores + 0.05 * waves)[..., None] * _tone(rng)
     return _surface(pose, edge, height, albedo, np.full_like(x, 0.01))
 
 
@@ -176,7 +186,8 @@ def rope(pose: Pose, rng: np.random.Generator, look: np.random.Generator) -> Sur
     """A three-strand rope: a slight bend, another phase of the twist each time, whipped ends, a coloured strand."""
     hemp, tracer, tape = (_dye(look, code) for code in ("c9b284", "3d6aa5", "8c2f2a"))
     pitch = 0.034 * look.uniform(0.9, 1.15)
-    bend = rng.normal(0, 0.0016) * np.cos(pose.x * (np.pi / 0.11)) + rng.normal(0, 0.0006) * np.sin(pose.x * (np.pi / 0.05))
+    bend = rng.normal(0, 0.0016) * np.cos(pose.x * (np.pi / 0.11))
+    bend = bend + rng.normal(0, 0.0006) * np.sin(pose.x * (np.pi / 0.05))
     x, y = pose.x, pose.y - bend
     core = 0.0103 * (1 + 0.02 * noise(rng, x, np.zeros_like(x), scale=0.015))
     around = np.arcsin(np.clip(y / core, -1, 1))
@@ -189,7 +200,8 @@ def rope(pose: Pose, rng: np.random.Generator, look: np.random.Generator) -> Sur
     edge = np.maximum(np.abs(y) - reach, np.abs(x) - 0.049)
     along, across = np.cos(0.5), np.sin(0.5)
     fibres = noise(rng, (x * along - y * across) / 5, x * across + y * along, scale=0.0011, octaves=2)
-    height = 0.0112 + np.sqrt(np.clip(reach**2 - y**2, 0, None)) + 0.00012 * fibres - _rounding(np.abs(x) - 0.049, 0.002)
+    height = 0.0112 + np.sqrt(np.clip(reach**2 - y**2, 0, None)) + 0.00012 * fibres
+    height -= _rounding(np.abs(x) - 0.049, 0.002)
     dyed = smoothstep(0.75, 0.95, np.cos((twist - np.pi) / 3 - 0.6)) * smoothstep(0.35, 0.6, strand)
     worn = noise(rng, x, y, scale=0.009, octaves=2)
     albedo = mix(hemp, tracer, 0.85 * dyed) * (0.55 + 0.45 * strand + 0.10 * fibres + 0.05 * worn)[..., None]
@@ -230,9 +242,7 @@ def _tone(rng: np.random.Generator) -> Image:
 
 def _wobble(rng: np.random.Generator, turn: Image, amount: float) -> Image:
     """A slightly irregular outline: five low harmonics, about `amount` deviation in all."""
-    waves = [
-        rng.normal(0, amount / 2) * np.cos(order * turn + rng.uniform(0, 2 * np.pi)) for order in range(2, 7)
-    ]
+    waves = [rng.normal(0, amount / 2) * np.cos(order * turn + rng.uniform(0, 2 * np.pi)) for order in range(2, 7)]
     return np.sum(waves, axis=0)
 
 

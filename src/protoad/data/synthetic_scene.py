@@ -9,11 +9,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "Image", "Light", "Picture", "Pose", "Rig", "Surface", "Window", "crop", "draw_light", "find_window", "image_surface",
-    "linear", "mix", "noise", "place_on_table", "pose_frame", "rig", "smoothstep",
+    "DEPTH_NOISE",
+    "RGB_NOISE",
+    "Image",
+    "Light",
+    "Picture",
+    "Pose",
+    "Rig",
+    "Surface",
+    "Window",
+    "crop",
+    "draw_light",
+    "find_window",
+    "image_surface",
+    "linear",
+    "mix",
+    "noise",
+    "place_on_table",
+    "pose_frame",
+    "rig",
+    "smoothstep",
 ]
 
-Image = NDArray[np.floating]
+Image = NDArray[Any]
 Window = tuple[slice, slice]
 Fields = TypeVar("Fields", bound=tuple[Any, ...])
 
@@ -26,7 +44,8 @@ RGB_NOISE = 1.6  # grey levels of 255, one standard deviation
 
 class Rig(NamedTuple):
     """The fixed camera and table, per image size: rays (y x 3) with z = 1, their component against the table normal
-    (y x), table coordinates u, v (y x) in metres, and the width of a pixel on the table in metres."""
+    (y x), table coordinates u, v (y x) in metres, and the width of a pixel on the table in metres.
+    """
 
     rays: Image
     facing: Image
@@ -36,7 +55,7 @@ class Rig(NamedTuple):
 
 
 class Pose(NamedTuple):
-    """The part's own coordinates x, y (y x) in metres at nominal size, its scale, a pixel's width, and its turn in rad."""
+    """The part's own coordinates x, y (y x) in metres, its scale, a pixel's width in them, and its turn in rad."""
 
     x: Image
     y: Image
@@ -47,7 +66,8 @@ class Pose(NamedTuple):
 
 class Surface(NamedTuple):
     """What the camera sees: height over the table (y x) in metres, linear colour (y x 3), gloss (y x), cover (y x) in
-    [0, 1], the share of a pixel that the part fills."""
+    [0, 1], the share of a pixel that the part fills.
+    """
 
     height: Image
     albedo: Image
@@ -64,7 +84,7 @@ class Light(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A noise-free exposure: rgb (y x 3) in [0, 255], xyz (y x 3) in metres, steep (y x) in [0, 1], 1 where depth fails."""
+    """A noise-free exposure: rgb (y x 3) in [0, 255], xyz (y x 3) in metres, and steep (y x), 1 where depth fails."""
 
     rgb: Image
     xyz: Image
@@ -82,10 +102,16 @@ def rig(size: int) -> Rig:
     along_v = np.cross(-normal, along_u)
     facing = rays @ normal
     points = rays * (DISTANCE * normal[2] / facing)[..., None] - np.array([0.0, 0.0, DISTANCE])
-    fields = [np.asarray(field, dtype=np.float32) for field in (rays, facing, points @ along_u, points @ along_v)]
-    for field in fields:
-        field.setflags(write=False)
-    return Rig(*fields, pixel=DISTANCE / (FOCAL * size))
+    camera = Rig(
+        rays.astype(np.float32),
+        facing.astype(np.float32),
+        (points @ along_u).astype(np.float32),
+        (points @ along_v).astype(np.float32),
+        DISTANCE / (FOCAL * size),
+    )
+    for field in camera[:4]:
+        field.setflags(write=False)  # every later call gets the same arrays
+    return camera
 
 
 def pose_frame(camera: Rig, rng: np.random.Generator, *, max_angle: float) -> Pose:
@@ -101,7 +127,8 @@ def pose_frame(camera: Rig, rng: np.random.Generator, *, max_angle: float) -> Po
 
 def find_window(pose: Pose, half_x: float, half_y: float) -> Window:
     """The rows and columns around a part of that half size, in metres, with 6 mm of table around it: so much that all
-    that shades the part lies inside."""
+    that shades the part lies inside.
+    """
     near = (np.abs(pose.x) < half_x + 0.006) & (np.abs(pose.y) < half_y + 0.006)
     rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
@@ -120,7 +147,8 @@ def noise(rng: np.random.Generator, x: Image, y: Image, *, scale: float, octaves
 
     Args:
         rng: source of the lattice.
-        x, y: coordinates (y x) in metres.
+        x: coordinate (y x) in metres.
+        y: coordinate (y x) in metres.
         scale: spacing of the lattice in metres; each further octave halves it.
         octaves: number of lattices summed.
         gain: amplitude of an octave against the one before.
@@ -160,9 +188,7 @@ def linear(code: str) -> Image:
 def draw_light(rng: np.random.Generator) -> Light:
     """A lamp at the upper left, with slight variation of place, power and tint."""
     azimuth, elevation = np.radians(rng.normal(225, 7)), np.radians(rng.normal(48, 3))
-    direction = np.array(
-        [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), -np.sin(elevation)]
-    )
+    direction = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), -np.sin(elevation)])
     tint = rng.normal(0, 0.015)
     colour = float(np.clip(rng.normal(1, 0.04), 0.88, 1.12)) * np.array([1 + tint, 1, 1 - tint])
     return Light(direction.astype(np.float32), colour.astype(np.float32), float(rng.uniform(0.30, 0.36)))
@@ -192,8 +218,7 @@ def image_surface(surface: Surface, camera: Rig, light: Light) -> Picture:
     normal_z = TABLE_NORMAL[2] / np.linalg.norm(TABLE_NORMAL)
     depth = (surface.height + np.float32(DISTANCE * normal_z)) / camera.facing
     xyz = camera.rays * depth[..., None]
-    down, right = np.gradient(xyz, axis=(0, 1))
-    normals = _cross(down, right)
+    normals = _cross(np.gradient(xyz, axis=0), np.gradient(xyz, axis=1))
     normals /= np.sqrt((normals**2).sum(-1, keepdims=True)) + 1e-20
 
     hollow = gaussian_filter(surface.height, 0.0035 / camera.pixel, truncate=2.5, mode="nearest")

@@ -27,8 +27,18 @@ def build_encoder(name: str, *, weights: str | Path | None = None, image_size: i
 
     Raises:
         EncoderError: if the name is unknown, the size does not fit or the weights cannot be had.
+        MissingExtraError: if the model needs timm and it is not installed.
+
+    Example:
+        >>> import torch
+        >>> shots = torch.rand(2, 3, 64, 64)
+        >>> encoder = build_encoder("filter_bank", image_size=64).fit(shots)
+        >>> encoder.grid(64), tuple(encoder(shots).shape)
+        ((8, 8), (2, 64, 256))
     """
     if name == "filter_bank":
+        if weights is not None:
+            raise EncoderError(f"filter_bank has no weights to load, got weights={str(weights)!r}; leave them out")
         encoder = FilterBankEncoder(seed=seed)
         encoder.grid(image_size)
         return encoder

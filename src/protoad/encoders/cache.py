@@ -57,7 +57,7 @@ class FeatureCache:
             with torch.inference_mode():
                 encoded = encoder(images[chosen])
             for index, result in zip(chosen, encoded.cpu(), strict=True):
-                tokens[entries[index]] = result.clone()  # made outside inference mode: usable in autograd
+                tokens[entries[index]] = result.clone()  # not a view that keeps its whole chunk alive
                 self._write(entries[index], tokens[entries[index]])
         return torch.stack([tokens[entry] for entry in entries]).to(images.device)
 

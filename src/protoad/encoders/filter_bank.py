@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from protoad.encoders.base import Encoder
+from protoad.encoders.base import Encoder, hash_tensors
 from protoad.errors import EncoderError, ShapeError
 
 __all__ = ["FilterBankEncoder"]
@@ -19,7 +19,14 @@ __all__ = ["FilterBankEncoder"]
 _OPPONENT = ((1 / 3, 1 / 3, 1 / 3), (0.5, -0.5, 0.0), (0.25, 0.25, -0.5))
 # A pooled response that never moves by half a grey level carries rounding noise, not a pattern.
 _MIN_DEVIATION = 0.5 / 255
-_VARIANCE_FLOOR = 1e-6  # float32 cannot tell smaller variances from nothing
+# A quarter of a grey level: added under square roots, whose slope has no bound at zero.
+_FLOOR = 1e-3
+# Axes of the standardised responses with a smaller variance are not blown up to unit size.
+_MIN_AXIS_VARIANCE = 0.1
+_POOL = 0.7  # deviation of the pooling window, strides
+_REVISION = (
+    1  # raised whenever the same images give other responses, so that stored tokens are not taken for current ones
+)
 _CHUNK = 16
 
 
@@ -28,17 +35,19 @@ class FilterBankEncoder(Encoder):
 
     Each image is turned into one lightness and two opponent channels. Per channel, token and scale the responses are
     the pooled magnitudes of the first and second Gaussian derivative in `orientations` directions; per channel and
-    token also the mean at two scales and the local standard deviation. They are standardised by the shots, whitened to
-    `components` dimensions and lifted by random Fourier features (Rahimi and Recht, 2007), so that the inner product of
-    two tokens approximates `exp(-|x - y|^2 / (2 length_scale^2))`: prototypes and banks compare by cosine, and a cosine
-    of plain standardised responses forgets how strong a response is.
+    token also the mean at two scales and the local standard deviation. Magnitudes enter as square roots, which tames
+    their long tails. By the statistics of the shots the responses are standardised and whitened to `components`
+    dimensions, since many of them say the same, and then lifted by orthogonal random Fourier features (Rahimi and
+    Recht, 2007; Yu et al., 2016): the inner product of two lifted tokens approximates
+    `exp(-|x - y|^2 / (2 length_scale^2))`. Prototypes and banks compare by cosine, and a cosine of standardised
+    responses forgets how strong a response is.
 
     Args:
         sigmas: scales of the derivatives, pixels.
         orientations: directions in half a turn.
         stride: pixels from one token to the next; image sides are multiples of it.
         components: dimensions kept by the whitening; None standardises only.
-        lift: width of the lifted token, even; None leaves the standardised responses.
+        lift: width of the lifted token, even; None leaves the whitened responses.
         length_scale: of the Gaussian kernel, in standard deviations of the shots.
         seed: of the random frequencies.
 
@@ -52,9 +61,9 @@ class FilterBankEncoder(Encoder):
         sigmas: Sequence[float] = (1.0, 2.0, 4.0),
         orientations: int = 4,
         stride: int = 8,
-        components: int | None = None,
+        components: int | None = 48,
         lift: int | None = 256,
-        length_scale: float = 3.0,
+        length_scale: float = 8.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -129,6 +138,11 @@ class FilterBankEncoder(Encoder):
             phase = tokens @ self.get_buffer("frequencies")
             return torch.cat((phase.cos(), phase.sin()), dim=-1) / math.sqrt(self.lift // 2)
 
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of the filters, the statistics of the shots and the random frequencies."""
+        title = f"{self.name} {_REVISION} {self.sigmas} {self.orientations} {self.stride} {self.lift}"
+        return hash_tensors(title, self.state_dict().items())
+
     def responses(self, images: Tensor) -> Tensor:
         """Pooled filter responses `(b n num_responses)`, before any statistics, in units of the image."""
         self.check_images(images)
@@ -140,9 +154,11 @@ class FilterBankEncoder(Encoder):
 
     def _colour(self, channels: Tensor) -> list[Tensor]:
         mean = self._pool(channels, 1)
-        variance = self._pool(channels.square(), 1) - mean.square()
+        # Moments about the image's mean: about zero, float32 loses the variance of flat regions.
+        centred = channels - channels.mean((2, 3), keepdim=True)
+        variance = self._pool(centred.square(), 1) - self._pool(centred, 1).square()
         wide = _filter(channels, 2.0 * self.stride, 0, 0, self.stride)
-        return [mean, wide, variance.clamp_min(0).add(_VARIANCE_FLOOR).sqrt()]
+        return [mean, wide, variance.clamp_min(0).add(_FLOOR**2).pow(0.25)]
 
     def _energies(self, channels: Tensor, sigma: float) -> list[Tensor]:
         # Wide filters are smooth: evaluating them on every second or fourth pixel loses nothing and costs a fraction.
@@ -154,11 +170,11 @@ class FilterBankEncoder(Encoder):
             cos, sin = math.cos(math.pi * index / self.orientations), math.sin(math.pi * index / self.orientations)
             maps.append(self._pool((cos * gx + sin * gy).abs(), step))
             maps.append(self._pool((cos * cos * gxx + 2 * cos * sin * gxy + sin * sin * gyy).abs(), step))
-        return maps
+        return [magnitude.add(_FLOOR).sqrt() for magnitude in maps]
 
     def _pool(self, maps: Tensor, step: int) -> Tensor:
-        """Gaussian window of half a stride around each token's centre; neighbouring windows overlap."""
-        return _filter(maps, 0.5 * self.stride / step, 0, 0, self.stride // step)
+        """Gaussian window around each token's centre; neighbouring windows overlap."""
+        return _filter(maps, _POOL * self.stride / step, 0, 0, self.stride // step)
 
     def extra_repr(self) -> str:
         lifted = f"lift={self.lift}, length_scale={self.length_scale}"
@@ -170,15 +186,23 @@ def _recall_ready(module: nn.Module, _keys: object) -> None:
 
 
 def _frequencies(width: int, count: int, length_scale: float, seed: int) -> Tensor:
+    """Gaussian frequencies `(width count)`, orthogonal within blocks: the same kernel with less variance."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(width, count, generator=generator) / length_scale
+    blocks = []
+    for _ in range(0, count, width):
+        directions = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64)).Q
+        lengths = torch.randn(width, width, generator=generator, dtype=torch.float64).norm(dim=0)
+        blocks.append(directions * lengths)
+    if not blocks:
+        return torch.zeros(width, 0)
+    return (torch.cat(blocks, dim=1)[:, :count] / length_scale).float()
 
 
 def _principal_axes(tokens: Tensor, components: int) -> Tensor:
     """Whitening `(d components)` onto the leading principal axes of centred tokens `(n d)`."""
     values, axes = torch.linalg.eigh(tokens.T @ tokens / (len(tokens) - 1))
     values, axes = values.flip(0)[:components], axes.flip(1)[:, :components]
-    return axes / values.clamp_min(1e-2).sqrt()
+    return axes / values.clamp_min(_MIN_AXIS_VARIANCE).sqrt()
 
 
 def _filter(maps: Tensor, sigma: float, order_y: int, order_x: int, step: int) -> Tensor:

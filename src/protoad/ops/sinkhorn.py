@@ -9,6 +9,7 @@ from torch import Tensor
 
 from protoad.errors import ShapeError
 from protoad.ops._checks import check_mask, check_positive, check_tokens_and_prototypes
+from protoad.ops._sinkhorn_solver import solve
 from protoad.ops.precision import full_precision, solver_dtype, unit
 
 __all__ = ["Cost", "Gradient", "Transport", "cosine_cost", "sinkhorn", "sinkhorn_from_cost"]
@@ -149,41 +150,21 @@ def sinkhorn_from_cost(
     if gradient not in ("unrolled", "detached"):
         raise ValueError(f"gradient: expected unrolled or detached, got {gradient!r}")
     check_positive(epsilon=epsilon, n_iters=n_iters)
-    with full_precision(cost):
-        logits = (cost.detach() if gradient == "detached" else cost).to(solver_dtype(cost)) / -epsilon
-        a, b = _masses(logits, row_mass, col_mass)
-        plan, f, g = _iterate(logits, a, b, n_iters)
-        error = ((plan.sum(-2) - b).abs() / b.clamp_min(torch.finfo(b.dtype).tiny)).amax(-1)
-    return Transport(plan.to(cost.dtype), f, g, n_iters, error.detach())
+    solved = (cost.detach() if gradient == "detached" else cost).to(solver_dtype(cost))
+    *leading, n, k = cost.shape
+    solution = solve(
+        solved,
+        _mass("row_mass", row_mass, solved, (*leading, n)),
+        _mass("col_mass", col_mass, solved, (*leading, k)),
+        epsilon,
+        n_iters,
+    )
+    return Transport(solution.plan.to(cost.dtype), solution.f, solution.g, n_iters, solution.error)
 
 
-def _masses(logits: Tensor, row_mass: Tensor | None, col_mass: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The marginals a (... n) and b (... k), with their defaults."""
-    n, k = logits.shape[-2:]
-    rows, cols = (*logits.shape[:-2], n), (*logits.shape[:-2], k)
-    for name, mass, shape in (("row_mass", row_mass, rows), ("col_mass", col_mass, cols)):
-        if mass is not None and mass.shape not in (shape, shape[-1:]):
-            raise ShapeError(
-                f"{name}: expected {shape} for cost {tuple(logits.shape)}, got {tuple(mass.shape)}"
-            )
-    a = logits.new_ones(rows) if row_mass is None else row_mass.to(logits).expand(rows)
-    if col_mass is None:
-        return a, (a.sum(-1, keepdim=True) / k).expand(cols)
-    return a, col_mass.to(logits).expand(cols)
-
-
-def _iterate(logits: Tensor, a: Tensor, b: Tensor, n_iters: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The iteration itself, k-major: reductions over the last axis of length k are several times slower on a CPU."""
-    # An item without any mass has no transport: solve it as if all its tokens counted, and give it the zero plan.
-    empty = (a.sum(-1, keepdim=True) == 0).detach()
-    log_a = torch.where(empty, torch.ones_like(a), a).log()
-    log_b = torch.where(empty | (b == 0), torch.ones_like(b), b).log()
-    logits = logits.mT.contiguous()
-    f = torch.where(log_a == -torch.inf, log_a, torch.zeros_like(log_a))
-    g = log_b
-    for _ in range(n_iters):
-        g = log_b - (logits + f.unsqueeze(-2)).logsumexp(-1)
-        f = log_a - (logits + g.unsqueeze(-1)).logsumexp(-2)
-    plan = (logits + f.unsqueeze(-2) + g.unsqueeze(-1)).exp()
-    plan = torch.where(empty.unsqueeze(-1), torch.zeros_like(plan), plan)
-    return plan.mT, f, g
+def _mass(name: str, mass: Tensor | None, cost: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    if mass is None:
+        return None
+    if mass.shape not in (shape, shape[-1:]):
+        raise ShapeError(f"{name}: expected {shape} for cost {tuple(cost.shape)}, got {tuple(mass.shape)}")
+    return mass.to(cost).expand(shape)
