@@ -38,6 +38,7 @@ class PIRNConfig:
     prototype_init: Literal["kmeans", "random"] = _option("kmeans", "where prototypes start")
     num_neighbors: int = _option(3, "edges of a prototype into the other modality")
     gat_heads: int = _option(4, "heads of the graph attention")
+    update_bias: float = _option(0.0, "start of the refiner's update gate; above 0 it starts near leaving prototypes")
     gamma: float = _option(0.5, "start of the cross-modal gate tanh(gamma)")
     loss: Literal["soft_mining", "cosine"] = _option("soft_mining", "reconstruction loss")
     epochs: int | None = _option(None, "passes over the shots; default: 60 up to 50 shots, 8 above")

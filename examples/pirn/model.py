@@ -73,7 +73,9 @@ class PIRNLayer(nn.Module):
             "none": None,
         }[config.aggregation]
         refined = dims if self.aggregate is not None else {}
-        self.refine = nn.ModuleDict({m: GRUPrototypeRefiner(d) for m, d in refined.items()})
+        self.refine = nn.ModuleDict(
+            {m: GRUPrototypeRefiner(d, update_bias=config.update_bias) for m, d in refined.items()}
+        )
         exchange = config.mnc and len(dims) == 2
         dim = next(iter(dims.values()))
         self.align = (

@@ -12,9 +12,7 @@ from protoad.errors import MissingExtraError
 
 __all__ = ["require"]
 
-_EXPECTED_ATTRIBUTE = {
-    "cv2": "imread"
-}  # removing one of two overlapping opencv wheels leaves an empty cv2 behind
+_EXPECTED_ATTRIBUTE = {"cv2": "imread"}  # removing one of two overlapping opencv wheels leaves an empty cv2 behind
 
 
 def require(module: str, *, extra: str) -> ModuleType:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from protoad._atomic import write_atomically
 from protoad.encoders.base import hash_tensors
 from protoad.errors import CheckpointError
 
@@ -43,18 +42,7 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], header: Map
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({**header, "format": FORMAT}, sort_keys=True)
     data = save(plain, metadata={"header": text, "sha256": _digest(plain, text)})
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from None
+    write_atomically(path, lambda temporary: temporary.write_bytes(data), error=CheckpointError)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -6,7 +6,6 @@ dict from each category's name to its own four.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import math
@@ -17,6 +16,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from protoad._atomic import write_atomically
 from protoad.errors import DataError
 from protoad.metrics import DetectionMetrics
 
@@ -156,16 +156,8 @@ def _plain(value: Any) -> Any:
 
 
 def _write(path: str | os.PathLike[str], write: Callable[[TextIO], object]) -> None:
-    """Writes beside the target, then renames: an interruption leaves the old file or the new one."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    def write_text(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             write(file)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after success; never there if the folder could not be made
-            temporary.unlink()
+
+    write_atomically(path, write_text)

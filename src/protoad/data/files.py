@@ -7,12 +7,11 @@ with None and turns the channels of a TIFF around.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from protoad._atomic import write_atomically
 from protoad._lazy import require
 from protoad.errors import DataError
 
@@ -88,7 +87,7 @@ def write_rgb(path: PathLike, rgb: np.ndarray) -> None:
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
         raise DataError(f"{path}: cannot write {rgb.dtype} {rgb.shape}, expected uint8 (y x 3)")
     image = require("PIL.Image", extra="data").fromarray(np.ascontiguousarray(rgb))
-    _write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
+    write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
 
 
 def write_mask(path: PathLike, mask: np.ndarray) -> None:
@@ -96,7 +95,7 @@ def write_mask(path: PathLike, mask: np.ndarray) -> None:
     if mask.ndim != 2 or mask.dtype != np.bool_:
         raise DataError(f"{path}: cannot write {mask.dtype} {mask.shape}, expected bool (y x)")
     image = require("PIL.Image", extra="data").fromarray(mask.astype(np.uint8) * np.uint8(255))
-    _write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
+    write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
 
 
 def write_xyz(path: PathLike, xyz: np.ndarray) -> None:
@@ -108,7 +107,7 @@ def write_xyz(path: PathLike, xyz: np.ndarray) -> None:
         raise DataError(f"{path}: cannot write {xyz.dtype} {xyz.shape}, expected float32 (y x 3)")
     tifffile = require("tifffile", extra="data")
     points = np.where(np.isfinite(xyz).all(axis=-1, keepdims=True), xyz, 0).astype(np.float32)
-    _write_atomically(
+    write_atomically(
         path,
         lambda temporary: tifffile.imwrite(
             os.fspath(temporary), points, photometric="rgb", planarconfig="contig", metadata=None
@@ -166,19 +165,6 @@ def _check_xyz_header(path: PathLike, shape: tuple[int, ...], dtype: Any) -> Non
         _check_size(path, shape[1], shape[0])
     if len(shape) != 3 or shape[2] != 3 or dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
         raise DataError(f"{path}: holds {dtype} of shape {tuple(shape)}, expected float32 (y, x, 3): x, y, z in metres")
-
-
-def _write_atomically(path: PathLike, write: Callable[[Path], object]) -> None:
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({_brief(error)})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _brief(error: BaseException) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from protoad._atomic import write_atomically
 from protoad.encoders.base import Encoder, hash_tensors
 from protoad.errors import ShapeError
 
@@ -86,15 +85,8 @@ class FeatureCache:
             return
         from safetensors.torch import save
 
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(save({"tokens": tokens.contiguous(), "sha256": _digest(tokens)}))
-            os.replace(temporary, self.folder / f"{entry}.safetensors")
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        data = save({"tokens": tokens.contiguous(), "sha256": _digest(tokens)})
+        write_atomically(self.folder / f"{entry}.safetensors", lambda temporary: temporary.write_bytes(data))
 
 
 def _digest(tokens: Tensor) -> Tensor:

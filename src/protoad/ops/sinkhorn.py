@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from protoad.errors import ShapeError
 from protoad.ops._checks import check_mask, check_positive, check_tokens_and_prototypes
+from protoad.ops._cosine import cosine_similarity
 from protoad.ops._sinkhorn_solver import solve
 from protoad.ops.precision import full_precision, solver_dtype, unit
 
@@ -47,7 +47,7 @@ def cosine_cost(tokens: Tensor, prototypes: Tensor) -> Tensor:
         (... n k).
     """
     check_tokens_and_prototypes(tokens, prototypes)
-    return 1 - unit(tokens) @ unit(prototypes).mT
+    return 1 - cosine_similarity(tokens, unit(prototypes))
 
 
 def _squared_euclidean_cost(tokens: Tensor, prototypes: Tensor) -> Tensor:
@@ -89,7 +89,8 @@ def sinkhorn(
         col_mass: (... k) masses b, positive; default sum(a) / k.
 
     Returns:
-        `Transport`. The plan has the dtype of the tokens; it is solved in float32 (float64 for float64), also under autocast.
+        `Transport`. The plan has the dtype of the tokens; it is solved in float32 (float64 for float64), also under
+        autocast.
 
     Raises:
         ShapeError: for shapes that do not fit.
