@@ -137,14 +137,14 @@ def _first_gauge(cost: Tensor, a: Tensor | None) -> Tensor:
 
 
 def _spreads(v: Tensor, previous: Tensor) -> list[float]:
-    """Of v and of its change, the largest log(max / min) over the items."""
+    """Of v and of its change, the largest log(max / min) over the items; an item that is NaN does not count."""
     low, high = torch.stack((v, v / previous)).log_().aminmax(dim=-1)
-    return (high - low).view(2, -1).amax(-1).tolist()
+    return (high - low).nan_to_num_(0).view(2, -1).amax(-1).tolist()
 
 
 def _harmless_iterations(spread: float, change: float) -> int:
     """For how many iterations v stays in range: in Hilbert's metric an iteration is nonexpansive, so that log v never
-    changes by more than it last did. At least 1, also for NaN.
+    changes by more than it last did. At least 1.
     """
     return int(min(1e9, max(1.0, (SPREAD - spread) / max(1e-3, change))))
 

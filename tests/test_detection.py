@@ -1,0 +1,130 @@
+"""From prepared parts to predictions, around any reconstructor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from protoad_detectors import GaussianReconstructor, NearestNeighbourReconstructor
+
+from protoad import DataError
+from protoad.data import Prepared
+from protoad.detection import Detector, FeatureExtractor, Features
+from protoad.encoders import FilterBankEncoder
+from protoad.scoring import ResidualScore
+
+SIZE = 64
+
+
+def _part(foreground: torch.Tensor | None = None) -> Prepared:
+    everything = torch.ones(SIZE, SIZE, dtype=torch.bool)
+    return Prepared(
+        rgb=torch.rand(3, SIZE, SIZE),
+        normals=torch.rand(3, SIZE, SIZE),
+        valid=everything,
+        foreground=everything if foreground is None else foreground,
+        mask=~everything,
+    )
+
+
+def _extractor(**options: bool) -> FeatureExtractor:
+    return FeatureExtractor({m: FilterBankEncoder() for m in ("rgb", "normals")}, image_size=SIZE, **options)
+
+
+def _shots(b: int = 6, n: int = 64, d: int = 8) -> Features:
+    tokens = {m: 1 + 0.1 * torch.randn(b, n, d) for m in ("rgb", "normals")}
+    return Features(tokens, torch.ones(b, n, dtype=torch.bool))
+
+
+def _detector(score: str = "whitened", **options: float) -> Detector:
+    reconstructor = GaussianReconstructor({"rgb": 8, "normals": 8})
+    return Detector(reconstructor, ResidualScore(score, num_patterns=4), grid=(8, 8), image_size=SIZE, **options)
+
+
+def test_a_token_counts_if_any_of_its_pixels_is_foreground() -> None:
+    foreground = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    foreground[15, 16] = True  # last row of token row 1, first column of token column 2
+    extractor = _extractor()
+    assert extractor.token_mask([_part(foreground)])[0].nonzero().flatten().tolist() == [1 * 8 + 2]
+    assert extractor.token_mask([_part(torch.zeros_like(foreground))]).all()  # nothing found: judge everything
+    assert _extractor(foreground=False).token_mask([_part(foreground)]).all()
+
+
+def test_features_have_one_token_per_grid_cell() -> None:
+    parts = [_part(), _part(), _part()]
+    features = _extractor().fit(parts)(parts)
+    assert features.mask.shape == (3, 64)
+    assert {m: t.shape for m, t in features.tokens.items()} == {m: (3, 64, 256) for m in ("rgb", "normals")}
+    assert torch.equal(features.pick(torch.tensor([2])).tokens["rgb"][0], features.tokens["rgb"][2])
+
+
+def test_encoders_of_different_grids_are_refused() -> None:
+    with pytest.raises(DataError, match="one token grid"):
+        FeatureExtractor({"rgb": FilterBankEncoder(stride=8), "normals": FilterBankEncoder(stride=16)}, image_size=SIZE)
+
+
+@pytest.mark.parametrize("score", ["cosine", "conditional", "whitened"])
+def test_an_odd_token_is_found_where_it_is(score: str) -> None:
+    shots = _shots()
+    detector = _detector(score).fit(shots)
+    test = _shots(2)
+    test.tokens["rgb"][1, 3 * 8 + 5] *= torch.tensor([1, -1] * 4)
+    prediction = detector(test)
+    assert prediction.score[1] > prediction.score[0] + 1e-3
+    y, x = divmod(int(prediction.maps["fused"][1].argmax()), SIZE)
+    assert abs(y - 27.5) <= 3
+    assert abs(x - 43.5) <= 3
+    assert prediction.maps["rgb"][1].max() > prediction.maps["normals"][1].max()
+
+
+def test_tokens_that_do_not_count_score_lowest() -> None:
+    shots = _shots()
+    detector = _detector(sigma=0.0).fit(shots)
+    odd = _shots(1)
+    odd.tokens["rgb"][0, 0] = -1
+    mask = torch.ones(1, 64, dtype=torch.bool)
+    mask[0, 0] = False
+    masked = detector(Features(odd.tokens, mask))
+    assert detector(odd).score > masked.score
+    assert masked.maps["fused"][0, 0, 0] == pytest.approx(float(detector.floor[2]))
+
+
+def test_good_parts_stay_in_the_lower_half_of_the_heatmap() -> None:
+    detector = _detector().fit(_shots())
+    low, high = detector.heatmap_range()
+    fresh = detector(_shots(20)).maps["fused"]
+    assert low < (low + high) / 2 < high
+    assert (fresh < (low + high) / 2).float().mean() > 0.95
+
+
+def test_state_dict_carries_everything() -> None:
+    shots = _shots()
+    fitted, fresh = _detector().fit(shots), _detector()
+    fresh.load_state_dict(fitted.state_dict())
+    torch.testing.assert_close(fresh(shots).maps["fused"], fitted(shots).maps["fused"], rtol=0, atol=0)
+    assert fresh.heatmap_range() == fitted.heatmap_range()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_the_bank_gives_the_nearest_token_and_leaves_each_shot_out(metric: str) -> None:
+    shots = Features({"rgb": torch.randn(3, 10, 4)}, torch.rand(3, 10) > 0.3)
+    bank = NearestNeighbourReconstructor(metric).fit(shots)
+    query = torch.randn(2, 5, 4)
+    found = bank({"rgb": query}, torch.ones(2, 5, dtype=torch.bool))["rgb"]
+    kept = shots.tokens["rgb"][shots.mask]
+    for b in range(2):
+        for n in range(5):
+            if metric == "l2":
+                distance = (kept - query[b, n]).norm(dim=-1)
+            else:
+                distance = 1 - torch.cosine_similarity(kept, query[b, n].expand_as(kept), dim=-1)
+            torch.testing.assert_close(found[b, n], kept[distance.argmin()])
+    own = bank.reconstruct_shots(shots)["rgb"]
+    for b in range(3):
+        others = {tuple(t.tolist()) for o in range(3) if o != b for t in shots.tokens["rgb"][o][shots.mask[o]]}
+        assert {tuple(t.tolist()) for t in own[b]} <= others
+
+
+def test_the_gaussian_rebuilds_the_mean_of_what_counts() -> None:
+    shots = Features({"rgb": torch.randn(3, 10, 4)}, torch.rand(3, 10) > 0.3)
+    rebuilt = GaussianReconstructor({"rgb": 4}).fit(shots)(shots.tokens, shots.mask)["rgb"]
+    torch.testing.assert_close(rebuilt, shots.tokens["rgb"][shots.mask].mean(0).expand(3, 10, 4))
