@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_demo(subparsers: Any) -> None:
     parser = _command(subparsers, "demo", commands.demo, "learn synthetic parts from ten good ones")
     parser.add_argument("--seed", type=int, default=0, help="of the parts, the shots and the training")
-    parser.add_argument("--quick", action="store_true", help="two parts, few images and epochs: no result")
+    parser.add_argument("--quick", action="store_true", help="two parts, few images: no result")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write")
     parser.add_argument("--jobs", type=int, default=None, help="parts trained at a time (default: one per core)")
 

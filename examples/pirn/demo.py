@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +36,7 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False, jobs: int | None 
     Args:
         out: folder for data/, PART/checkpoint.safetensors, PART.png and metrics.json.
         seed: of the parts, the shots and the training.
-        quick: two parts, fewer test images and epochs.
+        quick: two parts and fewer test images.
         jobs: parts handled at a time, each in its own process; None: one per core.
 
     Returns:
@@ -46,8 +45,6 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False, jobs: int | None 
     config = PIRNConfig(seed=seed)
     parts = PART_TYPES[:2] if quick else PART_TYPES
     good, per_defect = (6, 2) if quick else (20, 4)
-    if quick:
-        config = replace(config, epochs=10)
     todo = [_Job(part, out, config, good, per_defect) for part in parts]
     jobs = min(len(parts), jobs or os.cpu_count() or 1)
     print(f"learning {len(parts)} synthetic parts from {_SHOTS} good ones each, {jobs} at a time ...", flush=True)
