@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,12 +15,14 @@ from pirn.config import PIRNConfig
 from pirn.experiment import evaluate, read_test, train_category
 from pirn.pictures import write_grid
 from protoad.data.synthetic import PART_TYPES, write_dataset
+from protoad.errors import DataError
 from protoad.metrics import DetectionMetrics
 from protoad.report import format_table, summarise, write_json
 
 __all__ = ["run_demo"]
 
 _SHOTS = 10
+_MARKER = "made-by-pirn-demo"
 
 
 class _Job(NamedTuple):
@@ -41,12 +44,16 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False, jobs: int | None 
 
     Returns:
         What metrics.json holds.
+
+    Raises:
+        DataError: if `out` cannot be written, or holds a data/ that no demo made.
     """
     config = PIRNConfig(seed=seed)
     parts = PART_TYPES[:2] if quick else PART_TYPES
     good, per_defect = (6, 2) if quick else (20, 4)
     todo = [_Job(part, out, config, good, per_defect) for part in parts]
     jobs = min(len(parts), jobs or os.cpu_count() or 1)
+    _clear_data(out / "data")
     print(f"learning {len(parts)} synthetic parts from {_SHOTS} good ones each, {jobs} at a time ...", flush=True)
     per_method: dict[str, dict[str, DetectionMetrics]] = {}
     # spawn: a forked child may inherit torch's threads in a state that hangs
@@ -62,6 +69,22 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False, jobs: int | None 
     write_json(out / "metrics.json", results)
     print(f"\n{format_table(results)}\n\npictures: {out}/*.png   figures: {out}/metrics.json")
     return results
+
+
+def _clear_data(folder: Path) -> None:
+    """Makes room for new scenes, removing those of an earlier demo and nothing else.
+
+    Raises:
+        DataError: if the folder holds something no demo wrote.
+    """
+    if folder.exists() and not (folder / _MARKER).is_file():
+        raise DataError(f"{folder}: exists, and no demo made it; choose another --out")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        (folder / _MARKER).touch()
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
 
 
 def _one_thread() -> None:
