@@ -80,8 +80,10 @@ class PIRNConfig:
         return ("rgb", "normals") if self.modality == "both" else (self.modality,)
 
     def faithful(self) -> PIRNConfig:
-        """Gives these settings with the paper's own, and its silent ones as docs/choices.md reads them: no mask, the leak,
-        ten prototypes from a random start, 60 epochs (8 above 50 shots), the cosine score."""
+        """Gives these settings with the paper's own, and its silent ones as docs/choices.md reads them.
+
+        No mask, the leak, ten prototypes from a random start, 60 epochs (8 above 50 shots), the cosine score.
+        """
         return replace(
             self,
             residual="purified",
