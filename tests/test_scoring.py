@@ -63,6 +63,8 @@ def test_held_out_shots_set_the_level() -> None:
     fresh = score({"rgb": torch.randn(50, 20, 64)}, {"rgb": torch.zeros(50, 20, 64)})["fused"]
     assert abs(fresh.mean()) < 0.35
     assert 0.7 < fresh.std() < 1.4
+    assert abs(score.shot_scores["rgb"].mean() - fresh.mean()) < 0.35  # what the shots score themselves is honest
+    assert score(good, flat)["fused"].mean() < fresh.mean() - 1  # where what they were fitted to flatters them
 
 
 def test_shrinkage_follows_the_data() -> None:

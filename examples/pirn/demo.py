@@ -13,8 +13,8 @@ import torch
 
 from pirn.config import PIRNConfig
 from pirn.experiment import evaluate, read_test, train_category
-from pirn.pictures import write_grid
-from protoad.data.synthetic import PART_TYPES, write_dataset
+from pirn.pictures import Highlight, highlight, write_grid, write_overview
+from protoad.data import DEFECT_TYPES, PART_TYPES, write_dataset
 from protoad.errors import DataError
 from protoad.metrics import DetectionMetrics
 from protoad.report import format_table, summarise, write_json
@@ -37,7 +37,7 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False, jobs: int | None 
     """Makes the parts, trains on ten good ones of each, evaluates, and writes what it found.
 
     Args:
-        out: folder for data/, PART/checkpoint.safetensors, PART.png and metrics.json.
+        out: folder for data/, PART/checkpoint.safetensors, PART.png, overview.png and metrics.json.
         seed: of the parts, the shots and the training.
         quick: two parts and fewer test images.
         jobs: parts handled at a time, each in its own process; None: one per core.
@@ -56,18 +56,21 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False, jobs: int | None 
     _clear_data(out / "data")
     print(f"learning {len(parts)} synthetic parts from {_SHOTS} good ones each, {jobs} at a time ...", flush=True)
     per_method: dict[str, dict[str, DetectionMetrics]] = {}
+    highlights: dict[str, Highlight] = {}
     # spawn: a forked child may inherit torch's threads in a state that hangs
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        for job, metrics in zip(todo, pool.map(_run, todo), strict=True):
+        for job, (metrics, row) in zip(todo, pool.map(_run, todo), strict=True):
             print(
                 f"  {job.part}: image AUROC {metrics['pirn'].image_auroc:.3f}, AUPRO {metrics['pirn'].aupro:.3f}",
                 flush=True,
             )
+            highlights[job.part] = row
             for method, values in metrics.items():
                 per_method.setdefault(method, {})[job.part] = values
     results = {method: summarise(values) for method, values in per_method.items()}
     write_json(out / "metrics.json", results)
-    print(f"\n{format_table(results)}\n\npictures: {out}/*.png   figures: {out}/metrics.json")
+    write_overview(out / "overview.png", highlights)
+    print(f"\n{format_table(results)}\n\npictures: {out}/overview.png and one per part   figures: {out}/metrics.json")
     return results
 
 
@@ -91,7 +94,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _run(job: _Job) -> dict[str, DetectionMetrics]:
+def _run(job: _Job) -> tuple[dict[str, DetectionMetrics], Highlight]:
     """One part, from its scenes to its metrics."""
     write_dataset(
         job.out / "data",
@@ -107,4 +110,6 @@ def _run(job: _Job) -> dict[str, DetectionMetrics]:
     test = read_test(job.config, job.out / "data", job.part)
     metrics, prediction = evaluate(pirn, test, shots)
     write_grid(job.out / f"{job.part}.png", pirn.detector, test, prediction)
-    return metrics
+    # another kind of defect for each part, so that the overview shows them all
+    defect = DEFECT_TYPES[PART_TYPES.index(job.part) % len(DEFECT_TYPES)]
+    return metrics, highlight(pirn.detector, test, prediction, defect=defect)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +15,7 @@ from protoad.data import Prepared, write_rgb
 from protoad.detection import Detector, Prediction
 from protoad.viz import GridRow, sample_grid
 
-__all__ = ["write_grid"]
+__all__ = ["Highlight", "highlight", "to_picture", "write_grid", "write_overview"]
 
 _COLUMNS = {"rgb_map": "rgb", "normals_map": "normals", "fused_map": "fused"}
 
@@ -35,6 +37,36 @@ def write_grid(
     present = [column for column, name in _COLUMNS.items() if name in prediction.maps]
     limits = {column: detector.heatmap_range(_COLUMNS[column]) for column in present}
     write_rgb(path, sample_grid(rows, columns=["rgb", "normals", *present, "mask"], limits=limits))
+
+
+class Highlight(NamedTuple):
+    """One defective part for the overview: its row, and the scale of each of its heatmaps."""
+
+    row: GridRow
+    limits: dict[str, tuple[float, float]]
+
+
+def highlight(detector: Detector, test: EvaluationSet, prediction: Prediction, *, defect: str) -> Highlight:
+    """Gives the first part with a kind of defect as a row of the overview."""
+    (index,) = _first(test.defects, defect, 1)
+    limits = {column: detector.heatmap_range(name) for column, name in _COLUMNS.items() if name in prediction.maps}
+    return Highlight(_row(defect, test.parts[index], prediction, index), limits)
+
+
+def write_overview(path: Path, highlights: Mapping[str, Highlight]) -> None:
+    """Writes a grid of one part per product; a heatmap is scaled to its detector: 0 is a typical good surface, 0.5 the
+    worst spot of any good part.
+
+    Args:
+        path: of the PNG.
+        highlights: product -> its row.
+    """
+    rows = []
+    for name, (row, limits) in highlights.items():
+        scaled = {c: (getattr(row, c) - low) / (high - low) for c, (low, high) in limits.items()}
+        rows.append(replace(row, label=f"{name}\n{row.label}", **scaled))
+    limits = dict.fromkeys(next(iter(highlights.values())).limits, (0.0, 1.0))
+    write_rgb(path, sample_grid(rows, columns=["rgb", "normals", *limits, "mask"], limits=limits))
 
 
 def _first(defects: Sequence[str], kind: str, count: int) -> list[int]:

@@ -157,12 +157,12 @@ class Detector(nn.Module):
         self.reconstructor.eval()
         rebuilt = self.reconstructor.reconstruct_shots(shots)
         self.score.fit(shots.tokens, rebuilt, shots.mask)
-        scores = self.score(shots.tokens, rebuilt)
+        scores = self.score.shot_scores
         for slot, values in self._slots(scores):
             self.floor[slot] = values[shots.mask].min()
+            self.typical[slot] = values[shots.mask].median()
         for slot, maps in self._slots(self._maps(scores, shots.mask)):
-            self.typical[slot] = maps[maps > self.floor[slot]].median()
-            self.extreme[slot] = maps.amax((1, 2)).max()
+            self.extreme[slot] = maps.max()
         return self
 
     @torch.no_grad()

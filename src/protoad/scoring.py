@@ -42,6 +42,10 @@ class ResidualScore(nn.Module):
         temperature: of the soft assignment of a token to patterns, on the cosine.
         seed: of the k-means draw.
 
+    Attributes:
+        shot_scores: after `fit`, scores (b n) of the good parts themselves, 0 where masked; whitened ones each under a
+            covariance fitted without their shot. What a fresh good part may be expected to score.
+
     Example:
         >>> import torch
         >>> _ = torch.manual_seed(0)
@@ -70,6 +74,7 @@ class ResidualScore(nn.Module):
         self.kind, self.shrinkage, self.num_patterns = kind, shrinkage, num_patterns
         self.temperature, self.seed = temperature, seed
         self.statistics = nn.ModuleDict()
+        self.shot_scores: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def fit(
@@ -86,11 +91,12 @@ class ResidualScore(nn.Module):
             ShapeError: for differing keys or shapes, or fewer kept tokens than patterns.
         """
         _check_pairs(targets, reconstructions)
-        self.statistics = nn.ModuleDict()
-        if self.kind == "cosine":
-            return self
+        self.statistics, self.shot_scores = nn.ModuleDict(), {}
         if token_mask is None:
             token_mask = torch.ones_like(next(iter(targets.values()))[..., 0], dtype=torch.bool)
+        if self.kind == "cosine":
+            self.shot_scores = {name: value * token_mask for name, value in self(targets, reconstructions).items()}
+            return self
         if token_mask.sum() < self.num_patterns:
             raise ShapeError(f"targets: expected {self.num_patterns} kept tokens or more, got {int(token_mask.sum())}")
         for group in _groups(targets):
@@ -101,7 +107,12 @@ class ResidualScore(nn.Module):
                 whitener, distance = _whiten(residuals, self.shrinkage)
             else:
                 whitener, distance = shots[0].new_zeros(0, 0), _cosine_distance(pair, reconstructions)[token_mask]
-            self.statistics["+".join(group)] = self._statistics(torch.cat(shots), whitener, distance)
+            fitted = self._statistics(torch.cat(shots), whitener, distance)
+            self.statistics["+".join(group)] = fitted
+            scores = torch.zeros_like(token_mask, dtype=distance.dtype)
+            scores[token_mask] = fitted.standardise(torch.cat(shots), distance, self.temperature)
+            self.shot_scores[group[0] if len(group) == 1 else FUSED] = scores
+        self.shot_scores.setdefault(FUSED, self.shot_scores[next(iter(targets))])
         return self
 
     def _statistics(self, tokens: Tensor, whitener: Tensor, distance: Tensor) -> _Statistics:
@@ -168,10 +179,14 @@ class _Statistics(nn.Module):
 
     def forward(self, tokens: Tensor, measured: Tensor, temperature: float) -> Tensor:
         """(b n) deviations of the measured residual (b n d) or distance (b n) from that of a good token (b n d)."""
-        centres, whitener, level, spread = (self.get_buffer(n) for n in ("centres", "whitener", "level", "spread"))
+        whitener = self.get_buffer("whitener")
         distance = (measured @ whitener).norm(dim=-1) if whitener.numel() else measured
-        weights = _pattern_weights(tokens, centres, temperature)
-        return (distance - weights @ level) / (weights @ spread)
+        return self.standardise(tokens, distance, temperature)
+
+    def standardise(self, tokens: Tensor, distance: Tensor, temperature: float) -> Tensor:
+        """(... n) deviations of a distance (... n) from that of good tokens like these (... n d)."""
+        weights = _pattern_weights(tokens, self.get_buffer("centres"), temperature)
+        return (distance - weights @ self.get_buffer("level")) / (weights @ self.get_buffer("spread"))
 
 
 def _groups(targets: Mapping[str, Tensor]) -> list[tuple[str, ...]]:

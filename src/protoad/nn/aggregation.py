@@ -73,7 +73,5 @@ class GlobalMeanAggregate(nn.Module):
         """Gives contexts (b k d) for tokens (b n d), prototypes (k d) or (b k d), and a mask (b n)."""
         check_tokens_and_prototypes(tokens, prototypes)
         check_mask(token_mask, tokens)
-        weights = (
-            torch.ones_like(tokens[..., :1]) if token_mask is None else token_mask.unsqueeze(-1).to(tokens)
-        )
+        weights = torch.ones_like(tokens[..., :1]) if token_mask is None else token_mask.unsqueeze(-1).to(tokens)
         return transport_context(weights, tokens).expand(*tokens.shape[:-2], prototypes.shape[-2], -1)

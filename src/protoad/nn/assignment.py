@@ -114,9 +114,7 @@ class SinkhornAssign(_Assign):
         ).plan
 
     def extra_repr(self) -> str:
-        return (
-            f"epsilon={self.epsilon}, n_iters={self.n_iters}, cost={self.cost!r}, gradient={self.gradient!r}"
-        )
+        return f"epsilon={self.epsilon}, n_iters={self.n_iters}, cost={self.cost!r}, gradient={self.gradient!r}"
 
 
 class SoftmaxAssign(_Assign):
@@ -176,9 +174,7 @@ class SigmoidAssign(_Assign):
         self.epsilon, self.normalise = epsilon, normalise
 
     def plan(self, tokens: Tensor, prototypes: Tensor, token_mask: Tensor | None = None) -> Tensor:
-        return sigmoid_plan(
-            tokens, prototypes, epsilon=self.epsilon, normalise=self.normalise, token_mask=token_mask
-        )
+        return sigmoid_plan(tokens, prototypes, epsilon=self.epsilon, normalise=self.normalise, token_mask=token_mask)
 
     def extra_repr(self) -> str:
         return f"epsilon={self.epsilon}, normalise={self.normalise}"

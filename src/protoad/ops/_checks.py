@@ -19,9 +19,7 @@ def check_tokens_and_prototypes(tokens: Tensor, prototypes: Tensor) -> None:
     if tokens.ndim < 2 or 0 in tokens.shape[-2:]:
         raise ShapeError(f"tokens: expected (... n d) with n, d >= 1, got {tuple(tokens.shape)}")
     if prototypes.ndim < 2 or prototypes.shape[-2] == 0:
-        raise ShapeError(
-            f"prototypes: expected (k d) or (... k d) with k >= 1, got {tuple(prototypes.shape)}"
-        )
+        raise ShapeError(f"prototypes: expected (k d) or (... k d) with k >= 1, got {tuple(prototypes.shape)}")
     if tokens.shape[-1] != prototypes.shape[-1]:
         raise ShapeError(
             f"prototypes: expected d={tokens.shape[-1]} as in tokens {tuple(tokens.shape)}, "
