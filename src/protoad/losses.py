@@ -43,9 +43,10 @@ def soft_mining_loss(
         Computed in float32 (float64 for float64 input). A vector shorter than 1e-8 has no direction: its
         cosine is 0, so it counts as distance 1, and this cosine passes no gradient on.
 
-    >>> z = torch.eye(2).expand(1, 2, 2)
-    >>> round(soft_mining_loss(-z, z).item(), 6)
-    2.0
+    Examples:
+        >>> z = torch.eye(2).expand(1, 2, 2)
+        >>> round(soft_mining_loss(-z, z).item(), 6)
+        2.0
     """
     if not 0 <= y < float("inf"):
         raise ValueError(f"y: expected a finite exponent of at least 0, got {y}")
@@ -80,9 +81,10 @@ def cosine_loss(reconstruction: Tensor, target: Tensor, *, token_mask: Tensor | 
         Computed in float32 (float64 for float64 input). A token shorter than 1e-8 has no direction: its
         cosine is 0, so it counts as distance 1, and it gets no gradient.
 
-    >>> z = torch.eye(2).expand(1, 2, 2)
-    >>> round(cosine_loss(z.flip(1), z).item(), 6)
-    1.0
+    Examples:
+        >>> z = torch.eye(2).expand(1, 2, 2)
+        >>> round(cosine_loss(z.flip(1), z).item(), 6)
+        1.0
     """
     reconstruction, target, kept = _prepare(reconstruction, target, token_mask)
     return ((1 - _cosine(reconstruction, target)) * kept).sum() / kept.sum().clamp_min(1)

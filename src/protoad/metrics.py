@@ -69,8 +69,9 @@ def image_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
         ShapeError: if shapes disagree.
         DataError: if a score is NaN or infinite, or labels are not 0/1.
 
-    >>> image_auroc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([0, 0, 1, 1]))
-    0.875
+    Examples:
+        >>> image_auroc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([0, 0, 1, 1]))
+        0.875
     """
     return _auroc(*_check(scores, labels, names=("scores", "labels"), axes="b"))
 
@@ -153,8 +154,9 @@ def f1_max(scores: np.ndarray, labels: np.ndarray) -> float:
         ShapeError: if shapes disagree.
         DataError: if a score is NaN or infinite, or labels are not 0/1.
 
-    >>> f1_max(np.array([0.1, 0.4, 0.3, 0.9]), np.array([0, 0, 1, 1]))
-    0.8
+    Examples:
+        >>> f1_max(np.array([0.1, 0.4, 0.3, 0.9]), np.array([0, 0, 1, 1]))
+        0.8
     """
     scores, labels = _check(scores, labels, names=("scores", "labels"), axes="b")
     if labels.all() or not labels.any():

@@ -36,8 +36,9 @@ def summarise(per_category: Mapping[str, DetectionMetrics]) -> dict[str, Any]:
         {"image_auroc": ..., "pixel_auroc": ..., "aupro": ..., "f1_max": ..., "categories": {name: the same four}}.
         A category where a metric is undefined (NaN) is left out of that metric's mean; a mean over none is NaN.
 
-    >>> summarise({"tile": DetectionMetrics(1.0, 0.5, 0.25, 0.5)})["categories"]["tile"]["aupro"]
-    0.25
+    Examples:
+        >>> summarise({"tile": DetectionMetrics(1.0, 0.5, 0.25, 0.5)})["categories"]["tile"]["aupro"]
+        0.25
     """
     categories = {
         name: {key: float(value) for key, value in metrics._asdict().items()} for name, metrics in per_category.items()

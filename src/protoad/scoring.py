@@ -46,7 +46,7 @@ class ResidualScore(nn.Module):
         shot_scores: after `fit`, scores (b n) of the good parts themselves, 0 where masked; whitened ones each under a
             covariance fitted without their shot. What a fresh good part may be expected to score.
 
-    Example:
+    Examples:
         >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> good = {"rgb": 1 + 0.1 * torch.randn(5, 49, 8)}

@@ -29,9 +29,10 @@ def select_shots(names: Sequence[str], shots: int | None, *, seed: int) -> list[
     Raises:
         DataError: if there are fewer parts than asked for, or `shots` is below 1.
 
-    >>> names = [f"train/good/{i:03d}" for i in range(10)]
-    >>> len(select_shots(names, 5, seed=0))
-    5
+    Examples:
+        >>> names = [f"train/good/{i:03d}" for i in range(10)]
+        >>> len(select_shots(names, 5, seed=0))
+        5
     """
     if shots is None:
         shots = max(len(names), 1)

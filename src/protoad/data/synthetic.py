@@ -70,7 +70,7 @@ def render_part(part: str, *, seed: int, defect: str | None = None, size: int = 
     Raises:
         DataError: if part, defect, seed, size or product is not one of those.
 
-    Example:
+    Examples:
         >>> sample = render_part("cookie", seed=3, defect="hole", size=96)
         >>> sample.rgb.shape, sample.label, bool(sample.mask.any())
         ((96, 96, 3), 1, True)

@@ -29,7 +29,7 @@ def build_encoder(name: str, *, weights: str | Path | None = None, image_size: i
         EncoderError: if the name is unknown, the size does not fit or the weights cannot be had.
         MissingExtraError: if the model needs timm and it is not installed.
 
-    Example:
+    Examples:
         >>> import torch
         >>> shots = torch.rand(2, 3, 64, 64)
         >>> encoder = build_encoder("filter_bank", image_size=64).fit(shots)

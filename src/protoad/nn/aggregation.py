@@ -19,7 +19,7 @@ class TransportAggregate(nn.Module):
     Args:
         assign: the assignment whose plan weighs the tokens.
 
-    Example:
+    Examples:
         >>> import torch
         >>> TransportAggregate()(torch.randn(2, 9, 4), torch.randn(3, 4)).shape
         torch.Size([2, 3, 4])
@@ -39,7 +39,7 @@ class TopKAggregate(nn.Module):
 
     With a mask, (kept tokens)/k of the kept ones. At least one token; ties by index.
 
-    Example:
+    Examples:
         >>> import torch
         >>> TopKAggregate()(torch.randn(2, 9, 4), torch.randn(3, 4)).shape
         torch.Size([2, 3, 4])
@@ -63,7 +63,7 @@ class TopKAggregate(nn.Module):
 class GlobalMeanAggregate(nn.Module):
     """The mean of all kept tokens, the same for every prototype (paper Table 7, "Global Averaging").
 
-    Example:
+    Examples:
         >>> import torch
         >>> GlobalMeanAggregate()(torch.randn(2, 9, 4), torch.randn(3, 4)).shape
         torch.Size([2, 3, 4])

@@ -75,7 +75,7 @@ class SinkhornAssign(_Assign):
     Note:
         Solved in float32 (float64 for float64), also under autocast. Holds no parameters.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from protoad.nn import SinkhornAssign
         >>> _ = torch.manual_seed(0)
@@ -123,7 +123,7 @@ class SoftmaxAssign(_Assign):
     Args:
         epsilon: temperature on the cosine.
 
-    Example:
+    Examples:
         >>> import torch
         >>> assign = SoftmaxAssign(epsilon=0.1)
         >>> assign(torch.randn(1, 5, 8), torch.randn(3, 8)).plan.shape
@@ -145,7 +145,7 @@ class SoftmaxAssign(_Assign):
 class LinearAssign(_Assign):
     """Linear attention over prototypes, phi = elu + 1, row-normalised: unbalanced (paper Table 9).
 
-    Example:
+    Examples:
         >>> import torch
         >>> LinearAssign()(torch.randn(1, 5, 8), torch.randn(3, 8)).plan.shape
         torch.Size([1, 5, 3])
@@ -162,7 +162,7 @@ class SigmoidAssign(_Assign):
         epsilon: temperature on the cosine.
         normalise: whether each row sums to 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> SigmoidAssign(epsilon=0.1)(torch.randn(1, 5, 8), torch.randn(3, 8)).plan.shape
         torch.Size([1, 5, 3])

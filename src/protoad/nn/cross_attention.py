@@ -33,7 +33,7 @@ class GatedProtoCrossAttention(nn.Module):
         gamma: start of the gate's scalar. From 0, a few hundred Adam steps at 1e-4 never open the gate.
         out_proj: whether a linear layer follows the heads; the print has none.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from protoad.nn import GatedProtoCrossAttention
         >>> attend = GatedProtoCrossAttention(32)

@@ -40,7 +40,7 @@ class CrossModalPrototypeGAT(nn.Module):
         The paper gives neither the number of neighbours nor of heads; the defaults are ours. Edges are chosen
         without gradient, ties by index. Both modalities share the weights: it is one graph.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from protoad.nn import CrossModalPrototypeGAT
         >>> align = CrossModalPrototypeGAT(32)

@@ -29,7 +29,7 @@ class GRUPrototypeRefiner(nn.Module):
         The reset gate acts before the product with W, unlike torch.nn.GRUCell. And tanh bounds the candidate to
         (-1, 1): features should be scaled to about unit variance per channel.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from protoad.nn import GRUPrototypeRefiner
         >>> refine = GRUPrototypeRefiner(32)

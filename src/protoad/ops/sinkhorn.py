@@ -96,7 +96,7 @@ def sinkhorn(
         ShapeError: for shapes that do not fit.
         ValueError: for epsilon or n_iters not above 0, or an unknown cost or gradient.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from protoad.ops import sinkhorn
         >>> tokens = torch.eye(4)[[0, 0, 1, 1]]
