@@ -13,7 +13,7 @@ from protoad.ops import sinkhorn, transport_context
 
 D = 16
 DIMS = {"rgb": D, "normals": D}
-SMALL = PIRNConfig(num_prototypes=4, epochs=3)
+SMALL = PIRNConfig(num_prototypes=4, epochs=3, epsilon=0.05, update_bias=0.0)
 
 
 def _features(b: int = 4, n: int = 36) -> Features:
