@@ -84,10 +84,7 @@ def _add_detect(subparsers: Any) -> None:
 
 def _command(subparsers: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        name,
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        name, help=text, description=f"{text[0].upper()}{text[1:]}."
     )
     parser.set_defaults(run=run)
     return parser
@@ -103,7 +100,10 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     hints = get_type_hints(PIRNConfig)
     for spec in fields(PIRNConfig):
         flag, hint = f"--{spec.name.replace('_', '-')}", hints[spec.name]
-        options: dict[str, Any] = {"default": spec.default, "help": spec.metadata["help"]}
+        text = spec.metadata["help"]
+        if spec.default is not None:
+            text = f"{text} (default: {spec.default})"
+        options: dict[str, Any] = {"default": spec.default, "help": text}
         if hint is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif get_origin(hint) is Literal:
@@ -112,7 +112,3 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
             options["type"] = next(kind for kind in (*get_args(hint), hint) if kind is not type(None))
             options["metavar"] = options["type"].__name__.upper()
         group.add_argument(flag, **options)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

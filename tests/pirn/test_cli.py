@@ -220,6 +220,14 @@ def test_bad_detect_calls_end_in_one_sentence(trained, root, tmp_path, capsys) -
         assert not (tmp_path / "out").exists()
 
 
+def test_one_broken_file_in_a_folder_leaves_nothing_behind(trained, root, tmp_path, capsys) -> None:
+    copy = _copy(root, tmp_path) / "cookie" / "test" / "good"
+    _truncate(copy / "xyz" / "001.tiff")
+    assert main(["detect", "--checkpoint", str(trained), "--folder", str(copy), "--out", str(tmp_path / "out")]) == 2
+    _one_sentence(capsys, "001.tiff")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_checkpoint_of_another_config_is_refused(trained: Path, root: Path, tmp_path: Path, capsys) -> None:
     from protoad.checkpoint import load_checkpoint, save_checkpoint
 

@@ -147,7 +147,7 @@ def _cached(hub_id: str, filename: str | None) -> Path | None:
 def _check_hub(model: str, hub_id: str) -> None:
     """Fails within seconds where the hub cannot be reached; the hub's own client would retry for almost a minute."""
     constants = _lazy.require("huggingface_hub.constants", extra="timm")
-    advice = f"pass weights=FILE with a .safetensors or .pth file, or fetch {hub_id} once where there is a network"
+    advice = f"pass a weight file (--weights FILE or weights=FILE), or fetch {hub_id} once where there is a network"
     if constants.HF_HUB_OFFLINE:
         raise EncoderError(f"{model}: its weights are not in the local cache and HF_HUB_OFFLINE is set; {advice}")
     endpoint = urllib.parse.urlsplit(constants.ENDPOINT)
@@ -156,7 +156,7 @@ def _check_hub(model: str, hub_id: str) -> None:
     port = target.port or (80 if target.scheme == "http" else 443)
     if not _reachable(target.hostname or "", port):
         raise EncoderError(
-            f"{model}: its weights are not in the local cache and {target.hostname} is out of reach; {advice}"
+            f"{model}: its weights are not in the local cache and the model hub is out of reach; {advice}"
         )
 
 
