@@ -58,6 +58,7 @@ def _add_train(subparsers: Any) -> None:
     parser.add_argument("--shots", type=int, default=None, help="good parts per category, drawn by seed (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoints, OUT/CATEGORY/")
     parser.add_argument("--faithful", action="store_true", help="the paper's settings wherever it states them")
+    _add_cache(parser)
     _add_config(parser)
 
 
@@ -68,6 +69,7 @@ def _add_evaluate(subparsers: Any) -> None:
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table as JSON")
     parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="write a grid of pictures per category")
     parser.add_argument("--no-yardsticks", action="store_true", help="PIRN alone; needs no training parts")
+    _add_cache(parser)
     _add_weights(parser)
 
 
@@ -92,6 +94,12 @@ def _command(subparsers: Any, name: str, run: Any, text: str) -> argparse.Argume
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default=None, metavar="FILE", help="the encoder's weight file, if it has moved")
+
+
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cache", type=Path, default=None, metavar="DIR", help="keep features there across runs (default: in memory)"
+    )
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from pirn.experiment import read_shots, read_test, train_category
 from pirn.inspection import inspect_parts, read_folder
 from pirn.pictures import write_grid
 from protoad.data import list_categories, load_sample
+from protoad.encoders import FeatureCache
 from protoad.errors import CheckpointError, ConfigError, DataError
 from protoad.report import format_table, summarise, write_json
 
@@ -34,7 +35,7 @@ def train(arguments: argparse.Namespace) -> None:
     categories = list_categories(arguments.root) if arguments.category == ["all"] else arguments.category
     _check_writable(arguments.out)
     for category in categories:
-        pirn, _ = train_category(config, arguments.root, category, arguments.shots)
+        pirn, _ = train_category(config, arguments.root, category, arguments.shots, cache=FeatureCache(arguments.cache))
         path = pirn.save(arguments.out / category)
         last = pirn.model.history[-1]
         print(
@@ -53,7 +54,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """`pirn evaluate`: a table per category and the mean, and the same as JSON."""
     per_method: dict[str, dict] = {}
     for folder in _checkpoints(arguments.checkpoint):
-        pirn = PIRNDetector.load(folder, weights=arguments.weights)
+        pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
         shots = None if arguments.no_yardsticks else read_shots(pirn, arguments.root)
         test = read_test(pirn.config, arguments.root, pirn.category)
         metrics, prediction = evaluate_category(pirn, test, shots)

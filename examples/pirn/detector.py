@@ -15,8 +15,7 @@ from pirn.model import PIRN
 from protoad.checkpoint import load_checkpoint, save_checkpoint
 from protoad.data import Prepared
 from protoad.detection import Detector, FeatureExtractor, Features, Reconstructor
-from protoad.encoders import Encoder, build_encoder
-from protoad.encoders.cache import FeatureCache
+from protoad.encoders import Encoder, FeatureCache, build_encoder
 from protoad.errors import CheckpointError
 from protoad.scoring import ResidualScore
 

@@ -13,7 +13,7 @@ from pirn.config import PIRNConfig
 from pirn.detector import PIRNDetector, yardsticks
 from protoad.data import MVTec3D, Prepared, Sample, prepare, select_shots
 from protoad.detection import Detector, FeatureExtractor, Features, Prediction
-from protoad.encoders.cache import FeatureCache
+from protoad.encoders import FeatureCache
 from protoad.errors import DataError
 from protoad.metrics import DetectionMetrics, evaluate_maps
 

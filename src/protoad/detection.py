@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool2d
 
 from protoad.data.prepare import Prepared
-from protoad.encoders import Encoder
-from protoad.encoders.cache import FeatureCache
+from protoad.encoders import Encoder, FeatureCache
 from protoad.errors import DataError
 from protoad.scoring import ResidualScore, anomaly_map, image_score
 

@@ -95,6 +95,15 @@ def test_evaluate_writes_the_same_table_twice(trained: Path, root: Path, tmp_pat
     assert read_rgb(tmp_path / "cookie.png").ndim == 3
 
 
+def test_a_cache_on_disk_changes_nothing(trained: Path, root: Path, tmp_path: Path) -> None:
+    argv = ["evaluate", "--checkpoint", str(trained), "--root", str(root), "--json"]
+    assert main([*argv, str(tmp_path / "plain.json")]) == 0
+    for _ in range(2):
+        assert main([*argv, str(tmp_path / "cached.json"), "--cache", str(tmp_path / "cache")]) == 0
+        assert (tmp_path / "cached.json").read_bytes() == (tmp_path / "plain.json").read_bytes()
+    assert list((tmp_path / "cache").iterdir())
+
+
 @pytest.mark.parametrize("modality", ["rgb", "normals"])
 def test_one_modality_alone(root: Path, tmp_path: Path, modality: str) -> None:
     argv = ["train", "--root", str(root), "--category", "tile", "--shots", "3", "--out", str(tmp_path), *FAST]
