@@ -178,3 +178,11 @@ def test_bad_shapes(loss) -> None:
 def test_bad_exponent(y: float) -> None:
     with pytest.raises(ValueError, match="y: expected"):
         soft_mining_loss(tokens(), tokens(), y=y)
+
+
+@pytest.mark.parametrize("loss", [soft_mining_loss, cosine_loss])
+def test_a_diverged_reconstruction_has_no_finite_loss(loss) -> None:
+    target = torch.randn(1, 5, 3)
+    rebuilt = target.clone()
+    rebuilt[0, 2] = torch.nan
+    assert not torch.isfinite(loss(rebuilt, target))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from protoad import TrainingError
 from protoad.training import Schedule, train
 
 
@@ -49,5 +50,5 @@ def test_gradients_are_clipped() -> None:
 
 def test_a_diverging_loss_stops_at_once() -> None:
     weight = torch.nn.Parameter(torch.zeros(()))
-    with pytest.raises(FloatingPointError, match="loss is nan in epoch 0"):
+    with pytest.raises(TrainingError, match="loss is nan in epoch 0"):
         train([weight], lambda _: (weight / 0 * 0, {}), shots=1)

@@ -18,7 +18,7 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; gives 0, or 2 after one sentence on stderr when input is at fault."""
+    """Runs a command; gives 0, 2 after one sentence on stderr when input is at fault, or 130 when interrupted."""
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
@@ -57,7 +57,9 @@ def _add_train(subparsers: Any) -> None:
     parser.add_argument("--category", nargs="+", required=True, metavar="NAME", help="categories to learn, or: all")
     parser.add_argument("--shots", type=int, default=None, help="good parts per category, drawn by seed (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoints, OUT/CATEGORY/")
-    parser.add_argument("--faithful", action="store_true", help="the paper's settings wherever it states them")
+    parser.add_argument(
+        "--faithful", action="store_true", help="the paper's settings; overrides the flags they concern"
+    )
     _add_cache(parser)
     _add_config(parser)
 

@@ -12,9 +12,9 @@ from pirn.demo import run_demo
 from pirn.detector import CHECKPOINT_NAME, PIRNDetector
 from pirn.experiment import evaluate as evaluate_category
 from pirn.experiment import read_shots, read_test, train_category
-from pirn.inspection import inspect_parts, read_folder
+from pirn.inspection import inspect_parts
 from pirn.pictures import write_grid
-from protoad.data import list_categories, load_sample
+from protoad.data import list_categories, load_sample, pair_files
 from protoad.encoders import FeatureCache
 from protoad.errors import CheckpointError, ConfigError, DataError
 from protoad.report import format_table, summarise, write_json
@@ -40,11 +40,11 @@ def train(arguments: argparse.Namespace) -> None:
         last = pirn.model.history[-1]
         print(
             f"{category}: {len(pirn.shots)} shots, {len(pirn.model.history)} epochs, loss {last['loss']:.4f}, "
-            f"leak {last['leak']:.3f}{_exchange(last)} -> {path}"
+            f"leak {last['leak']:.3f}{_watched(last)} -> {path}"
         )
 
 
-def _exchange(figures: dict[str, float]) -> str:
+def _watched(figures: dict[str, float]) -> str:
     """Gates and prototype displacement per layer, as text."""
     shown = [f"{name} {value:.3f}" for name, value in figures.items() if name.startswith(("gate", "displacement"))]
     return f", {', '.join(shown)}" if shown else ""
@@ -79,11 +79,13 @@ def detect(arguments: argparse.Namespace) -> None:
     if arguments.category is None and len(found) > 1:
         raise ConfigError(f"{arguments.checkpoint}: holds {', '.join(found)}; choose one with --category")
     pirn = PIRNDetector.load(found[arguments.category or next(iter(found))], weights=arguments.weights)
-    parts = read_folder(arguments.folder) if not single else [(arguments.rgb.stem, arguments.rgb, arguments.xyz)]
-    for path in (path for _, *paths in parts for path in paths):
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
-    samples = ((name, load_sample(rgb, xyz)) for name, rgb, xyz in parts)
+    if single:
+        parts = {arguments.rgb.stem: (arguments.rgb, arguments.xyz)}
+    else:
+        parts = pair_files(arguments.folder)
+        if not parts:
+            raise DataError(f"{arguments.folder}: its rgb/ and xyz/ hold no parts")
+    samples = ((name, load_sample(*paths)) for name, paths in parts.items())
     inspect_parts(pirn, samples, arguments.out)
 
 

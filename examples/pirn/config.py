@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -34,7 +35,9 @@ class PIRNConfig:
         "transport", "what prototypes are refined with (paper Table 7); none leaves them as they are"
     )
     mnc: bool = _option(True, "exchange between the modalities (paper Table 2)")
-    residual: Literal["purified", "none"] = _option("none", "purified is the print, and lets the input leak through")
+    residual: Literal["purified", "none"] = _option(
+        "none", "purified is Eq. 4 as printed, and lets the input leak through"
+    )
     prototype_init: Literal["kmeans", "random"] = _option("kmeans", "where prototypes start")
     num_neighbors: int = _option(3, "edges of a prototype into the other modality")
     gat_heads: int = _option(4, "heads of the graph attention")
@@ -50,7 +53,7 @@ class PIRNConfig:
     seed: int = _option(0, "seed of everything drawn at random")
 
     def __post_init__(self) -> None:
-        """Checks every value against its type and range.
+        """Checks choices and ranges.
 
         Raises:
             ConfigError: names the field, the value, and what is possible.
@@ -67,9 +70,11 @@ class PIRNConfig:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("epsilon", "lr"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}: expected a value above 0, got {getattr(self, name)}")
-        if self.sigma < 0 or not 0 <= self.top_fraction <= 1:
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: expected a finite value above 0, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
+        if not 0 <= self.sigma < math.inf or not 0 <= self.top_fraction <= 1:
             raise ConfigError(
                 f"expected sigma >= 0 and top_fraction in [0, 1], got {self.sigma} and {self.top_fraction}"
             )
@@ -82,7 +87,8 @@ class PIRNConfig:
     def faithful(self) -> PIRNConfig:
         """Gives these settings with the paper's own, and its silent ones as docs/choices.md reads them.
 
-        No mask, the leak, ten prototypes from a random start, 60 epochs (8 above 50 shots), the cosine score.
+        No mask, the leak, ten prototypes from a random start, epsilon 0.05, update bias 0, 60 epochs (8 above 50
+        shots), the cosine score.
         """
         return replace(
             self,

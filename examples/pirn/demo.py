@@ -15,7 +15,7 @@ from pirn.config import PIRNConfig
 from pirn.experiment import evaluate, read_test, train_category
 from pirn.pictures import Highlight, highlight, write_grid, write_overview
 from protoad.data import DEFECT_TYPES, PART_TYPES, write_dataset
-from protoad.errors import DataError
+from protoad.errors import ConfigError, DataError
 from protoad.metrics import DetectionMetrics
 from protoad.report import format_table, summarise, write_json
 
@@ -46,8 +46,11 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False, jobs: int | None 
         What metrics.json holds.
 
     Raises:
+        ConfigError: if `jobs` is below 1 or `seed` below 0.
         DataError: if `out` cannot be written, or holds a data/ that no demo made.
     """
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"jobs: expected 1 or more, got {jobs}")
     config = PIRNConfig(seed=seed)
     parts = PART_TYPES[:2] if quick else PART_TYPES
     good, per_defect = (6, 2) if quick else (20, 4)

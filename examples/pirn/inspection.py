@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,35 +14,19 @@ from pirn.detector import PIRNDetector
 from pirn.pictures import to_picture
 from protoad.data import Prepared, Sample, prepare, write_rgb
 from protoad.detection import Prediction
-from protoad.errors import DataError
+from protoad.encoders import FeatureCache
 from protoad.report import write_csv, write_json
 from protoad.viz import heatmap_overlay, with_color_bar
 
-__all__ = ["inspect_parts", "read_folder"]
+__all__ = ["inspect_parts"]
 
 _OVERLAY_SIZE = 448  # pixels
-
-
-def read_folder(folder: Path) -> list[tuple[str, Path, Path]]:
-    """Gives (name, rgb file, xyz file) of the parts in a folder with rgb/ and xyz/, paired by file name.
-
-    Raises:
-        DataError: if a folder or a partner is missing, or there is nothing.
-    """
-    rgb = {path.stem: path for path in sorted((folder / "rgb").glob("*.png"))}
-    xyz = {path.stem: path for path in sorted((folder / "xyz").glob("*.tif*"))}
-    if not rgb or not xyz:
-        raise DataError(f"{folder}: expected parts as rgb/NAME.png and xyz/NAME.tiff, found {len(rgb)} and {len(xyz)}")
-    alone = sorted(rgb.keys() ^ xyz.keys())
-    if alone:
-        raise DataError(f"{folder}: {alone[0]} has only one of rgb/{alone[0]}.png and xyz/{alone[0]}.tiff")
-    return [(name, rgb[name], xyz[name]) for name in rgb]
 
 
 def inspect_parts(pirn: PIRNDetector, parts: Iterable[tuple[str, Sample]], out: Path) -> list[dict[str, object]]:
     """Writes scores.csv, scores.json and overlays/NAME.png, and prints a line per part.
 
-    All overlays share the detector's one scale, so a good part stays dark whatever else is in the folder.
+    All overlays share the detector's one scale, so a part's colours do not depend on what else is in the folder.
     A broken file ends in its error, and nothing is written.
 
     Args:
@@ -52,27 +38,28 @@ def inspect_parts(pirn: PIRNDetector, parts: Iterable[tuple[str, Sample]], out: 
         One row per part: name and scores.
     """
     rows: list[dict[str, object]] = []
-    overlays: dict[str, np.ndarray] = {}
-    for name, sample in parts:
-        prepared = prepare(sample, pirn.config.image_size, foreground=pirn.config.foreground)
-        prediction = pirn.detector(pirn.extractor([prepared]))
-        peak = int(prediction.maps["fused"][0].argmax())
-        row: dict[str, object] = {
-            "name": name,
-            "score": float(prediction.score[0]),
-            **{f"score_{m}": float(prediction.maps[m].max()) for m in pirn.config.modalities},
-            "peak_x": peak % pirn.config.image_size,
-            "peak_y": peak // pirn.config.image_size,
-        }
-        overlays[name] = _overlay(pirn, prepared, prediction)
-        print(f"{name}: score {row['score']:.2f}")
-        rows.append(row)
-    # Written when all parts are through: a broken file among them leaves nothing half done.
-    for name, overlay in overlays.items():
-        write_rgb(out / "overlays" / f"{name}.png", overlay)
+    with tempfile.TemporaryDirectory() as staging:
+        for name, sample in parts:
+            prepared = prepare(sample, pirn.config.image_size, foreground=pirn.config.foreground)
+            pirn.extractor.cache = FeatureCache()  # a part is looked at once: its features need no keeping
+            prediction = pirn.detector(pirn.extractor([prepared]))
+            write_rgb(Path(staging) / f"{name}.png", _overlay(pirn, prepared, prediction))
+            rows.append({"name": name, **_figures(pirn, prediction)})
+            print(f"{name}: score {float(prediction.score[0]):.2f}")
+        # Moved when all parts are through: a broken file among them leaves nothing half done.
+        (out / "overlays").mkdir(parents=True, exist_ok=True)
+        for overlay in sorted(Path(staging).iterdir()):
+            shutil.move(overlay, out / "overlays" / overlay.name)
     write_csv(out / "scores.csv", rows)
     write_json(out / "scores.json", {"category": pirn.category, "image_size": pirn.config.image_size, "parts": rows})
     return rows
+
+
+def _figures(pirn: PIRNDetector, prediction: Prediction) -> dict[str, float]:
+    """Scores of the part and of each branch, and where the heatmap peaks, pixels of the square image."""
+    peak_y, peak_x = divmod(int(prediction.maps["fused"][0].argmax()), pirn.config.image_size)
+    branches = {f"score_{m}": float(prediction.maps[m].max()) for m in pirn.config.modalities}
+    return {"score": float(prediction.score[0]), **branches, "peak_x": peak_x, "peak_y": peak_y}
 
 
 def _overlay(pirn: PIRNDetector, part: Prepared, prediction: Prediction) -> np.ndarray:

@@ -78,6 +78,8 @@ class PIRNLayer(nn.Module):
         )
         exchange = config.mnc and len(dims) == 2
         dim = next(iter(dims.values()))
+        if exchange and dim % config.gat_heads:
+            raise ConfigError(f"gat_heads: expected a divisor of the encoder's {dim} channels, got {config.gat_heads}")
         self.align = (
             CrossModalPrototypeGAT(dim, num_heads=config.gat_heads, num_neighbors=config.num_neighbors)
             if exchange

@@ -1,7 +1,7 @@
 """protoad: parts for prototype-based anomaly detection with RGB images and surface normals.
 
 `protoad.nn` holds the modules, `protoad.ops` the functions under them, `protoad.encoders` frozen feature extractors,
-`protoad.data` readers and the synthetic scenes. Importing this package loads torch and einops, nothing heavier.
+`protoad.data` readers and the synthetic scenes. Importing this package loads torch and nothing heavier.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from protoad.errors import (
     MissingExtraError,
     ProtoadError,
     ShapeError,
+    TrainingError,
 )
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "MissingExtraError",
     "ProtoadError",
     "ShapeError",
+    "TrainingError",
     "__version__",
     "nn",
     "ops",

@@ -33,6 +33,8 @@ def require(module: str, *, extra: str) -> ModuleType:
         raise MissingExtraError(
             f"{module} is needed here but not installed; run: pip install 'protoad[{extra}]'"
         ) from None
+    except ImportError as error:  # there, but a shared library of the system is not
+        raise MissingExtraError(f"{module} is installed but cannot be loaded: {error}") from error
     expected = _EXPECTED_ATTRIBUTE.get(module)
     if expected is not None and not hasattr(loaded, expected):
         raise MissingExtraError(

@@ -10,6 +10,7 @@ __all__ = [
     "MissingExtraError",
     "ProtoadError",
     "ShapeError",
+    "TrainingError",
 ]
 
 
@@ -35,6 +36,10 @@ class CheckpointError(ProtoadError, ValueError):
 
 class EncoderError(ProtoadError, ValueError):
     """An encoder is unknown, or its weights cannot be had."""
+
+
+class TrainingError(ProtoadError, FloatingPointError):
+    """Training diverged."""
 
 
 class MissingExtraError(ProtoadError, ImportError):

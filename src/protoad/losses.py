@@ -118,7 +118,7 @@ def _prepare(reconstruction: Tensor, target: Tensor, token_mask: Tensor | None) 
 def _cosine(first: Tensor, second: Tensor) -> Tensor:
     """Cosine along the last axis; 0 with a zero gradient where either vector is shorter than the guard."""
     first_square, second_square = first.square().sum(-1), second.square().sum(-1)
-    defined = torch.minimum(first_square, second_square) > _NORM_GUARD**2
+    defined = ~(torch.minimum(first_square, second_square) <= _NORM_GUARD**2)  # written so that NaN stays NaN
     # Replaced before the root: its slope at 0 is infinite, and infinity times zero would be NaN.
     norms = first_square.where(defined, torch.ones_like(first_square)).sqrt()
     norms = norms * second_square.where(defined, torch.ones_like(second_square)).sqrt()

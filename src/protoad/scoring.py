@@ -42,6 +42,9 @@ class ResidualScore(nn.Module):
         temperature: of the soft assignment of a token to patterns, on the cosine.
         seed: of the k-means draw.
 
+    Raises:
+        ValueError: for an argument out of range.
+
     Attributes:
         shot_scores: after `fit`, scores (b n) of the good parts themselves, 0 where masked; whitened ones each under a
             covariance fitted without their shot. What a fresh good part may be expected to score.
@@ -69,6 +72,8 @@ class ResidualScore(nn.Module):
         super().__init__()
         if kind not in ("cosine", "conditional", "whitened"):
             raise ValueError(f"kind: expected cosine, conditional or whitened, got {kind!r}")
+        if num_patterns < 1 or not temperature > 0:
+            raise ValueError(f"expected num_patterns >= 1 and temperature > 0, got {num_patterns} and {temperature}")
         if shrinkage is not None and not 0 < shrinkage <= 1:
             raise ValueError(f"shrinkage: expected a value in (0, 1], got {shrinkage}")
         self.kind, self.shrinkage, self.num_patterns = kind, shrinkage, num_patterns
@@ -148,7 +153,10 @@ class ResidualScore(nn.Module):
                 distance = _cosine_distance(pair, reconstructions)
             if self.kind != "cosine":
                 if name not in self.statistics:
-                    raise RuntimeError(f"score: fitted to {sorted(self.statistics) or 'nothing'}, asked for {name}")
+                    found = sorted(self.statistics) or "nothing"
+                    raise RuntimeError(
+                        f"score: fitted to {found}, asked for {name}; call fit with these modalities first"
+                    )
                 distance = self.statistics[name](_joined(pair), distance, self.temperature)
             scores[name if len(group) == 1 else FUSED] = distance
         scores.setdefault(FUSED, scores[next(iter(targets))])
@@ -315,7 +323,7 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
 
 
 def image_score(maps: Tensor, *, top_fraction: float = 0.0) -> Tensor:
-    """Gives one score per map: its maximum (the print), or the mean of its largest pixels.
+    """Gives one score per map: its maximum (as in the paper), or the mean of its largest pixels.
 
     Args:
         maps: (b y x).

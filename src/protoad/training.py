@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Schedule", "seed_everything", "train"]
+from protoad.errors import TrainingError
+
+__all__ = ["Schedule", "train"]
 
 _FEW_SHOT = 50  # the paper's largest few-shot setting; above it, the all-shot schedule
 
@@ -39,11 +41,6 @@ class Schedule:
         return epochs, min(shots, (1 if few else 8) if self.batch_size is None else self.batch_size)
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds torch on every device. protoad draws nothing from numpy's or Python's global state."""
-    torch.manual_seed(seed)
-
-
 def train(
     parameters: Iterable[torch.nn.Parameter],
     step: Callable[[Tensor], tuple[Tensor, Mapping[str, float]]],
@@ -65,7 +62,7 @@ def train(
         One dict per epoch: the mean of "loss" and of every figure reported.
 
     Raises:
-        FloatingPointError: as soon as the loss is not finite.
+        TrainingError: as soon as the loss is not finite.
     """
     parameters = list(parameters)
     epochs, batch_size = schedule.for_shots(shots)
@@ -78,7 +75,7 @@ def train(
         for indices in batches:
             loss, figures = step(indices)
             if not torch.isfinite(loss):
-                raise FloatingPointError(f"loss is {loss.item()} in epoch {epoch}; try a smaller learning rate")
+                raise TrainingError(f"loss is {loss.item()} in epoch {epoch}; try a smaller learning rate")
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, schedule.clip_norm)

@@ -168,7 +168,7 @@ def _blind(path: Path) -> None:
         (_truncate, "rgb/001.png", "001.png"),
         (_truncate, "xyz/001.tiff", "001.tiff"),
         (Path.unlink, "xyz/001.tiff", "001"),
-        (_shrink_rgb, "rgb/001.png", "80"),
+        (_shrink_rgb, "rgb/001.png", "80 x 80"),
         (_blind, "xyz/001.tiff", "001"),
     ],
     ids=["missing rgb", "cut rgb", "cut xyz", "missing xyz", "other size", "all invalid"],
@@ -201,8 +201,24 @@ def _one_sentence(capsys: pytest.CaptureFixture, message: str) -> None:
         (["--num-prototypes", "0"], "num_prototypes: expected at least 1, got 0"),
         (["--num-prototypes", "100000"], "prototypes"),
         (["--out", "/proc/nowhere"], "cannot be written"),
+        (["--gat-heads", "3"], "gat_heads: expected a divisor"),
+        (["--seed", "-1"], "seed: expected 0 or more"),
+        (["--lr", "1e30"], "loss is nan"),
     ],
-    ids=["shots", "category", "root", "encoder", "weights", "size", "prototypes", "too many prototypes", "out"],
+    ids=[
+        "shots",
+        "category",
+        "root",
+        "encoder",
+        "weights",
+        "size",
+        "prototypes",
+        "too many prototypes",
+        "out",
+        "heads",
+        "seed",
+        "divergence",
+    ],
 )
 def test_bad_arguments_end_in_one_sentence(root, tmp_path, capsys, extra, message) -> None:
     assert main(_train(root, tmp_path, *extra)) == 2
@@ -220,7 +236,7 @@ def test_bad_detect_calls_end_in_one_sentence(trained, root, tmp_path, capsys) -
         (trained, ["--rgb", "gone.png", "--xyz", xyz], "gone.png"),
         (trained, ["--rgb", str(small), "--xyz", xyz], "small.png"),
         (trained, ["--rgb", xyz, "--xyz", xyz], "000.tiff"),
-        (trained, ["--folder", str(tmp_path)], "expected parts as rgb/NAME.png"),
+        (trained, ["--folder", str(tmp_path)], "rgb: no such folder"),
         (trained, ["--rgb", rgb, "--xyz", xyz, "--category", "tile"], "has no 'tile'; found: cookie"),
         (tmp_path, ["--rgb", rgb, "--xyz", xyz], "no checkpoint.safetensors"),
     ):

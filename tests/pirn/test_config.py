@@ -17,8 +17,11 @@ from protoad import CheckpointError, ConfigError
         ({"residual": "both"}, "residual: expected one of purified, none, got 'both'"),
         ({"num_prototypes": 0}, "num_prototypes: expected at least 1, got 0"),
         ({"epochs": 0}, "epochs: expected at least 1, got 0"),
-        ({"epsilon": 0.0}, "epsilon: expected a value above 0"),
+        ({"epsilon": 0.0}, "epsilon: expected a finite value above 0"),
         ({"top_fraction": 2.0}, "top_fraction"),
+        ({"sigma": float("nan")}, "sigma"),
+        ({"lr": float("inf")}, "lr: expected a finite value above 0, got inf"),
+        ({"seed": -1}, "seed: expected 0 or more, got -1"),
     ],
 )
 def test_bad_values_are_named(values: dict, message: str) -> None:
@@ -53,4 +56,5 @@ def test_faithful_is_the_print() -> None:
     faithful = PIRNConfig(seed=7).faithful()
     assert (faithful.residual, faithful.prototype_init, faithful.score) == ("purified", "random", "cosine")
     assert (faithful.num_prototypes, faithful.num_layers, faithful.lr, faithful.foreground) == (10, 2, 1e-4, False)
+    assert (faithful.epochs, faithful.epsilon, faithful.update_bias, faithful.top_fraction) == (None, 0.05, 0.0, 0.0)
     assert faithful.seed == 7

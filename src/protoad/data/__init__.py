@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from protoad.data.fewshot import select_shots
 from protoad.data.files import read_mask, read_rgb, read_xyz, write_mask, write_rgb, write_xyz
-from protoad.data.mvtec3d import MVTec3D, list_categories, load_sample
+from protoad.data.mvtec3d import MVTec3D, list_categories, load_sample, pair_files
 from protoad.data.pointcloud import Normals, encode_normals, foreground_mask, normals_from_xyz
 from protoad.data.prepare import Prepared, prepare
 from protoad.data.sample import Sample
@@ -22,6 +22,7 @@ __all__ = [
     "list_categories",
     "load_sample",
     "normals_from_xyz",
+    "pair_files",
     "prepare",
     "read_mask",
     "read_rgb",

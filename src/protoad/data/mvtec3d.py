@@ -18,7 +18,7 @@ from protoad.data.files import PathLike, read_mask, read_rgb, read_xyz
 from protoad.data.sample import Sample
 from protoad.errors import DataError
 
-__all__ = ["MVTec3D", "list_categories", "load_sample"]
+__all__ = ["MVTec3D", "list_categories", "load_sample", "pair_files"]
 
 _SPLITS = ("train", "validation", "test")
 _MASK_FOLDERS = ("gt", "ground_truth")
@@ -154,24 +154,35 @@ def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]} x {array.shape[0]}"
 
 
-def _pair(folder: Path, split: str) -> list[_Files]:
-    """The parts of one kind of defect: files with the same stem belong together."""
+def pair_files(folder: PathLike) -> dict[str, tuple[Path, Path]]:
+    """Gives name -> (colour image, point cloud) of the parts in a folder with rgb/ and xyz/, paired by file name.
+
+    Raises:
+        DataError: if a folder or a partner is missing, a name comes twice, or there is no folder.
+    """
+    folder = Path(folder)
     rgb = _by_stem(folder / "rgb", _RGB_SUFFIXES)
     xyz = _by_stem(folder / "xyz", _XYZ_SUFFIXES)
+    _check_partners(rgb, xyz, "point cloud", folder / "xyz")
+    _check_partners(xyz, rgb, "colour image", folder / "rgb")
+    return {stem: (rgb[stem], xyz[stem]) for stem in sorted(rgb)}
+
+
+def _pair(folder: Path, split: str) -> list[_Files]:
+    """The parts of one kind of defect: files with the same stem belong together."""
+    pairs = pair_files(folder)
+    rgb = {stem: pair[0] for stem, pair in pairs.items()}
     good = folder.name == "good"
     mask_folder = next((folder / name for name in _MASK_FOLDERS if (folder / name).is_dir()), None)
     if mask_folder is None and not good:
         raise DataError(f"{folder}: has neither gt/ nor ground_truth/; defective parts need a mask each")
     masks = {} if mask_folder is None else _by_stem(mask_folder, _MASK_SUFFIXES)
-    _check_partners(rgb, xyz, "point cloud", folder / "xyz")
-    _check_partners(xyz, rgb, "colour image", folder / "rgb")
     if mask_folder is not None:
         _check_partners(masks, rgb, "colour image", folder / "rgb")
         if not good:
             _check_partners(rgb, masks, "mask", mask_folder)
     return [
-        _Files(f"{split}/{folder.name}/{stem}", folder.name, rgb[stem], xyz[stem], masks.get(stem))
-        for stem in sorted(rgb)
+        _Files(f"{split}/{folder.name}/{stem}", folder.name, *pair, masks.get(stem)) for stem, pair in pairs.items()
     ]
 
 

@@ -19,7 +19,7 @@ __all__ = ["Prepared", "prepare"]
 class Prepared(NamedTuple):
     """One part, ready for the encoders; `y = x = size`.
 
-    Fields:
+    Attributes:
         rgb: (3 y x) float32 in [0, 1]; black beside the frame of a part that isn't square.
         normals: (3 y x) float32 in [0, 1], the colours of `encode_normals` unquantised; 0.5 where invalid.
         valid: (y x) bool, where `normals` are known.

@@ -27,11 +27,11 @@ class GatedProtoCrossAttention(nn.Module):
 
     Args:
         dim: d, channels of a token.
-        num_heads: 1 is the print.
-        residual: "purified" is the print, Z_mnc = Z' + g CA. It lets the input pass to the output, only its
+        num_heads: 1 as printed in the paper.
+        residual: "purified" as printed, Z_mnc = Z' + g CA. It lets the input pass to the output, only its
             channels scaled, and a model trained long enough reconstructs anomalies too. "none" leaves Z_mnc = g CA.
         gamma: start of the gate's scalar. From 0, a few hundred Adam steps at 1e-4 never open the gate.
-        out_proj: whether a linear layer follows the heads; the print has none.
+        out_proj: whether a linear layer follows the heads; the paper prints none.
 
     Examples:
         >>> import torch

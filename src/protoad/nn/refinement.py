@@ -22,7 +22,7 @@ class GRUPrototypeRefiner(nn.Module):
 
     Args:
         dim: d, channels of a prototype.
-        update_bias: start of b_z; 0 is the print, +1 starts nearer to leaving prototypes as they are.
+        update_bias: start of b_z; 0 as printed in the paper; above 0 starts nearer to leaving prototypes as they are.
 
     Note:
         Two things differ from textbooks. u keeps the old state, as in torch.nn.GRUCell and unlike the GRU paper.

@@ -26,6 +26,6 @@ def unit(vectors: Tensor) -> Tensor:
             give them gradients of 1e12.
     """
     squares = vectors.square().sum(-1, keepdim=True)
-    alive = squares > torch.finfo(vectors.dtype).tiny
+    alive = ~(squares <= torch.finfo(vectors.dtype).tiny)  # written so that NaN stays NaN
     scale = torch.where(alive, squares, torch.ones_like(squares)).rsqrt()
     return torch.where(alive, vectors * scale, torch.zeros_like(vectors))
