@@ -22,7 +22,9 @@ def _imports(path: Path, *, top_only: bool = False) -> set[str]:
     for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            if node.level or node.module is None:
+                raise AssertionError(f"{path}: a relative import hides where it reaches; write it out")
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pirn.cli import main
 
-from protoad.data import read_rgb, read_xyz, write_dataset, write_rgb, write_xyz
+from protoad.data import load_sample, prepare, read_rgb, read_xyz, write_dataset, write_rgb, write_xyz
 
 FAST = ["--image-size", "96", "--epochs", "2", "--num-prototypes", "4"]
 METRICS = {"image_auroc", "pixel_auroc", "aupro", "f1_max"}
@@ -111,6 +111,12 @@ def test_one_modality_alone(root: Path, tmp_path: Path, modality: str) -> None:
     argv = ["evaluate", "--checkpoint", str(tmp_path / "tile"), "--root", str(root), "--no-yardsticks"]
     assert main([*argv, "--json", str(tmp_path / "r.json"), "--out", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "r.json").read_text()).keys() == {"pirn"}
+    from protoad.checkpoint import load_checkpoint
+
+    other = {"rgb": "normals", "normals": "rgb"}[modality]
+    tensors = load_checkpoint(tmp_path / "tile" / "checkpoint.safetensors").tensors
+    assert any(f".{modality}" in name for name in tensors)
+    assert not any(f".{other}" in name for name in tensors)
 
 
 def test_detect_one_part_and_a_folder_agree(trained: Path, root: Path, tmp_path: Path) -> None:
@@ -127,6 +133,12 @@ def test_detect_one_part_and_a_folder_agree(trained: Path, root: Path, tmp_path:
     assert [row["name"] for row in rows] == ["000", "001"]
     assert float(rows[0]["score"]) == pytest.approx(one["parts"][0]["score"])
     assert read_rgb(tmp_path / "one" / "overlays" / "000.png").shape[2] == 3
+    from pirn import PIRNDetector
+
+    pirn = PIRNDetector.load(trained / "cookie")
+    part = prepare(load_sample(good / "rgb" / "000.png", good / "xyz" / "000.tiff"), 96)
+    heat = pirn.detector(pirn.extractor([part])).maps["fused"][0]
+    assert heat[one["parts"][0]["peak_y"], one["parts"][0]["peak_x"]] == heat.max()
 
 
 def _copy(root: Path, tmp_path: Path) -> Path:

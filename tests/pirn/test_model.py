@@ -116,7 +116,14 @@ def test_switches_turn_their_part_off() -> None:
 @pytest.mark.parametrize("aggregation", ["transport", "topk", "mean", "none"])
 def test_every_combination_trains(assignment: str, aggregation: str) -> None:
     model = PIRN(DIMS, replace(SMALL, epochs=1, assignment=assignment, aggregation=aggregation))
+    named = {"transport": "Sinkhorn", "topk": "TopK", "mean": "GlobalMean", "none": "None"}
+    layer = model.layers[0]
+    assert type(layer.assign).__name__ == f"{named.get(assignment, assignment.title())}Assign"
+    aggregates = {**named, "transport": "Transport"}
+    assert type(layer.aggregate).__name__.startswith(aggregates[aggregation])
+    before = layer.inject["rgb"].value.weight.clone()
     model.fit(_features())
+    assert not torch.equal(layer.inject["rgb"].value.weight, before)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
@@ -126,6 +133,15 @@ def test_masked_tokens_change_nothing() -> None:
     spoiled = {m: torch.where(mask.unsqueeze(-1), t, 50.0) for m, t in shots.tokens.items()}
     one, other = model(shots.tokens, mask), model(spoiled, mask)
     torch.testing.assert_close(one["rgb"][mask], other["rgb"][mask])
+
+
+def test_masked_tokens_take_no_part_in_training() -> None:
+    shots = _features()
+    mask = torch.rand(4, 36) > 0.4
+    spoiled = {m: torch.where(mask.unsqueeze(-1), t, 50.0) for m, t in shots.tokens.items()}
+    models = [PIRN(DIMS, SMALL).fit(Features(tokens, mask)) for tokens in (shots.tokens, spoiled)]
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_prototypes_start_among_the_shots_and_scale_does_not_matter() -> None:
