@@ -52,6 +52,8 @@ def _watched(figures: dict[str, float]) -> str:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """`pirn evaluate`: a table per category and the mean, and the same as JSON."""
+    if arguments.out is not None:
+        _check_writable(arguments.out)
     per_method: dict[str, dict] = {}
     for folder in _checkpoints(arguments.checkpoint):
         pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
@@ -73,6 +75,7 @@ def detect(arguments: argparse.Namespace) -> None:
     single = arguments.rgb is not None or arguments.xyz is not None
     if single == (arguments.folder is not None) or (single and None in (arguments.rgb, arguments.xyz)):
         raise ConfigError("give either --rgb FILE and --xyz FILE of one part, or --folder DIR with rgb/ and xyz/")
+    _check_writable(arguments.out)
     found = {folder.name: folder for folder in _checkpoints(arguments.checkpoint)}
     if arguments.category is not None and arguments.category not in found:
         raise CheckpointError(f"{arguments.checkpoint}: has no {arguments.category!r}; found: {', '.join(found)}")
@@ -100,7 +103,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _check_writable(folder: Path) -> None:
-    """Fails before hours of training, not after. Makes nothing: the data may yet turn out to be missing.
+    """Fails before the work, not after. Makes nothing: the data may yet turn out to be missing.
 
     Raises:
         CheckpointError: if nothing can be written there.

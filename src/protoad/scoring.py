@@ -240,6 +240,8 @@ def _whiten(residuals: list[Tensor], shrinkage: float | None) -> tuple[Tensor, T
         W (d d) with W W^T = (shrunk second moment of all)^-1, and the lengths |r W| (sum n) of the residuals, each
         under a W fitted without its own shot.
     """
+    if len(residuals) == 1:  # nothing to hold out but pieces of the only shot
+        residuals = [piece for piece in residuals[0].tensor_split(_FOLDS) if len(piece)]
     folds = [list(range(i, len(residuals), _FOLDS)) for i in range(min(_FOLDS, len(residuals)))]
     held_out = [_held_out(residuals, fold) for fold in folds]
     if shrinkage is None:

@@ -257,6 +257,14 @@ def test_bad_detect_calls_end_in_one_sentence(trained, root, tmp_path, capsys) -
         assert not (tmp_path / "out").exists()
 
 
+def test_out_in_the_way_of_a_file_ends_in_one_sentence(trained, root, tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("in the way")
+    good = root / "cookie" / "test" / "good"
+    for argv in (["detect", "--folder", str(good)], ["evaluate", "--root", str(root)]):
+        assert main([*argv, "--checkpoint", str(trained), "--out", str(tmp_path / "file")]) == 2
+        _one_sentence(capsys, "cannot be written")
+
+
 def test_one_broken_file_in_a_folder_leaves_nothing_behind(trained, root, tmp_path, capsys) -> None:
     copy = _copy(root, tmp_path) / "cookie" / "test" / "good"
     _truncate(copy / "xyz" / "001.tiff")
