@@ -175,7 +175,7 @@ def test_wrong_shapes_are_named(call: object, message: str) -> None:
         ({"epsilon": 0.0}, "epsilon: expected a value above 0, got 0.0"),
         ({"n_iters": 0}, "n_iters: expected a value above 0, got 0"),
         ({"cost": "l1"}, "cost: expected one of cosine, sqeuclidean, got 'l1'"),
-        ({"gradient": "none"}, "gradient: expected unrolled or detached, got 'none'"),
+        ({"gradient": "none"}, "gradient: expected one of unrolled, implicit, detached, got 'none'"),
     ],
 )
 def test_wrong_options_are_named(options: dict, message: str) -> None:

@@ -1,5 +1,6 @@
 """Functions on tensors: what the modules of `protoad.nn` compute."""
 
+from protoad.ops._types import Transport
 from protoad.ops.assignment import (
     linear_plan,
     sigmoid_plan,
@@ -9,7 +10,7 @@ from protoad.ops.assignment import (
 )
 from protoad.ops.kmeans import kmeans
 from protoad.ops.precision import unit
-from protoad.ops.sinkhorn import Transport, cosine_cost, sinkhorn, sinkhorn_from_cost
+from protoad.ops.sinkhorn import cosine_cost, sinkhorn, sinkhorn_from_cost
 
 __all__ = [
     "Transport",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 import torch
 from torch import Tensor
 
 from protoad.errors import ShapeError
 
-__all__ = ["check_mask", "check_positive", "check_tokens_and_prototypes"]
+__all__ = ["check_choice", "check_mask", "check_positive", "check_tokens_and_prototypes"]
 
 
 def check_tokens_and_prototypes(tokens: Tensor, prototypes: Tensor) -> None:
@@ -52,3 +54,9 @@ def check_positive(**arguments: float) -> None:
     for name, value in arguments.items():
         if not value > 0:
             raise ValueError(f"{name}: expected a value above 0, got {value}")
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raises ValueError for a value that is not among those of a Literal."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name}: expected one of {', '.join(get_args(choices))}, got {value!r}")

@@ -1,4 +1,7 @@
-"""The cosine similarity as one operator: no normalised copy of the tokens, neither forward nor for the gradient."""
+"""The cosine similarity as one operator: no normalised copy of the tokens, neither forward nor for the gradient.
+
+On a CPU, item by item: an item's tokens stay in the cache from their norms to their products.
+"""
 
 from __future__ import annotations
 
@@ -8,61 +11,113 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protoad.ops.precision import full_precision
+from protoad.ops._backend import choose, exporting
+from protoad.ops._items import items
+from protoad.ops._types import Backend
+from protoad.ops.precision import full_precision, unit
 
 __all__ = ["cosine_similarity"]
 
 
-def cosine_similarity(tokens: Tensor, directions: Tensor) -> Tensor:
+def cosine_similarity(tokens: Tensor, directions: Tensor, backend: Backend) -> Tensor:
     """Gives cos(z_n, p_k); a zero token has cosine 0 to everything, and zero gradient.
 
     Args:
         tokens: (... n d).
-        directions: (k d) or (... k d), unit vectors.
+        directions: (k d) or (... k d), unit vectors in float32 (float64 for float64).
+        backend: "auto", "torch" or "triton".
 
     Returns:
-        (... n k), n dense in memory, as the Sinkhorn solver likes it.
+        (... n k) in the dtype of the directions; n dense in memory, as the Sinkhorn solver likes it.
     """
-    similarity, _ = _cosine_op(tokens, directions)
+    if exporting():
+        return unit(tokens.to(directions.dtype)) @ directions.mT
+    similarity, _ = _cosine(tokens, directions, choose(backend, directions, k=directions.shape[-2]))
     return similarity.mT
 
 
 @torch.library.custom_op(
-    "protoad::cosine", mutates_args=(), schema="(Tensor tokens, Tensor directions) -> (Tensor, Tensor)"
+    "protoad::cosine", mutates_args=(), schema="(Tensor tokens, Tensor directions, str backend) -> (Tensor, Tensor)"
 )
-def _cosine_op(tokens: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+def _cosine(tokens: Tensor, directions: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """Gives the similarity (... k n) and 1 / |z| (... n), 0 for zero tokens."""
-    norms = torch.linalg.vector_norm(tokens, dim=-1)
-    inverse = torch.where(norms > math.sqrt(torch.finfo(norms.dtype).tiny), norms, torch.inf).reciprocal_()
+    if backend == "triton":
+        from protoad.ops._triton import cosine
+
+        return cosine(tokens, directions)
+    similarity, inverse = _empty_similarity(tokens, directions, backend)
     with full_precision(tokens):
-        # Expanded, or matmul would fold the batch into the rows of (tokens directions^T), and transpose the result.
-        similarity = directions.expand(*tokens.shape[:-2], -1, -1) @ tokens.mT
-    return similarity.mul_(inverse.unsqueeze(-2)), inverse
+        for z, p, s, i in items(tokens.to(directions.dtype), directions, similarity, inverse.unsqueeze(-2)):
+            torch.linalg.vector_norm(z, dim=-1, keepdim=True, out=i.mT)
+            i.masked_fill_(i <= math.sqrt(torch.finfo(i.dtype).tiny), torch.inf).reciprocal_()
+            torch.matmul(p, z.mT, out=s).mul_(i)
+    return similarity, inverse
 
 
-@_cosine_op.register_fake
-def _(tokens: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+@_cosine.register_fake
+def _empty_similarity(tokens: Tensor, directions: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     *leading, n, _ = tokens.shape
-    return tokens.new_empty((*leading, directions.shape[-2], n)), tokens.new_empty((*leading, n))
+    return directions.new_empty((*leading, directions.shape[-2], n)), directions.new_empty((*leading, n))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, *output)
+@torch.library.custom_op(
+    "protoad::cosine_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor tokens, Tensor directions, Tensor similarity, Tensor inverse, str backend)"
+    " -> (Tensor, Tensor)",
+)
+def _cosine_backward(
+    grad: Tensor, tokens: Tensor, directions: Tensor, similarity: Tensor, inverse: Tensor, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Gives the gradients to the tokens (... n d) and, of each item, to the directions (... k d)."""
+    if backend == "triton":
+        from protoad.ops._triton import cosine_backward
 
-
-def _differentiate(ctx: Any, grad_similarity: Tensor, grad_inverse: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """In differentiable steps, of all that was saved: second derivatives come from autograd."""
-    tokens, directions, similarity, inverse = ctx.saved_tensors
-    grad_tokens, grad_directions = None, None
+        return cosine_backward(grad, tokens, directions, similarity, inverse)
+    grad_tokens, grad_directions = _empty_gradients(grad, tokens, directions, similarity, inverse, backend)
+    exact = tokens.to(directions.dtype)
+    into = torch.empty_like(exact) if exact is not tokens else grad_tokens
+    everything = grad, exact, directions, similarity, inverse.unsqueeze(-2), into, grad_directions
     with full_precision(tokens):
-        scaled = grad_similarity * inverse.unsqueeze(-2)
-        if ctx.needs_input_grad[0]:
-            along = (scaled * similarity).sum(-2) * inverse + grad_inverse * inverse**3
-            pull = scaled.mT @ directions.expand(*tokens.shape[:-2], -1, -1)
-            grad_tokens = pull.addcmul_(tokens, along.unsqueeze(-1), value=-1)
-        if ctx.needs_input_grad[1]:
-            grad_directions = (scaled @ tokens).sum_to_size(directions.shape)
-    return grad_tokens, grad_directions
+        for g, z, p, s, i, gz, gp in items(*everything):
+            scaled = g * i
+            along = (scaled * s).sum(-2, keepdim=True).mul_(i)
+            torch.matmul(scaled.mT, p, out=gz).addcmul_(z, along.mT, value=-1)
+            torch.matmul(scaled, z, out=gp)
+    return into.to(tokens.dtype), grad_directions
 
 
-_cosine_op.register_autograd(_differentiate, setup_context=_setup_context)
+@_cosine_backward.register_fake
+def _empty_gradients(
+    grad: Tensor, tokens: Tensor, directions: Tensor, similarity: Tensor, inverse: Tensor, backend: str
+) -> tuple[Tensor, Tensor]:
+    *leading, _, d = tokens.shape
+    return tokens.new_empty(tokens.shape), directions.new_empty((*leading, directions.shape[-2], d))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    tokens, directions, ctx.backend = inputs
+    ctx.save_for_backward(tokens, directions, *output)
+
+
+def _differentiate(ctx: Any, grad: Tensor, grad_inverse: Tensor) -> tuple[Tensor, Tensor, None]:
+    tokens, directions, similarity, inverse = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        grads = _differentiable_gradient(tokens, directions, similarity, inverse, grad, grad_inverse)
+    else:
+        grads = _cosine_backward(grad, tokens, directions, similarity, inverse, ctx.backend)
+    return grads[0], grads[1].sum_to_size(directions.shape), None
+
+
+def _differentiable_gradient(
+    tokens: Tensor, directions: Tensor, similarity: Tensor, inverse: Tensor, grad: Tensor, grad_inverse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same in steps that autograd can follow, for a second derivative."""
+    with full_precision(tokens):
+        exact, scaled = tokens.to(directions.dtype), grad * inverse.unsqueeze(-2)
+        along = (scaled * similarity).sum(-2) * inverse + grad_inverse * inverse**3
+        grad_tokens = scaled.mT @ directions - exact * along.unsqueeze(-1)
+        return grad_tokens.to(tokens.dtype), scaled @ exact
+
+
+_cosine.register_autograd(_differentiate, setup_context=_setup_context)

@@ -1,4 +1,4 @@
-"""The kernel matrix that Sinkhorn's solver and its adjoint share, and what they call things.
+"""The kernel matrix that Sinkhorn's solver, Newton's and their adjoints share, and what they call things.
 
 Notation, per item: C (k n) is the cost, prototypes first because reducing a short last axis is slow on a CPU; a (n) and
 b (k) are the masses. A gauge G (k), in units of the cost, keeps the kernel in range:
@@ -8,35 +8,46 @@ b (k) are the masses. A gauge G (k), in units of the cost, keeps the kernel in r
     plan = M o (v (a r)^T),  f = log(a r) - s / epsilon,  g = log v + G / epsilon.
 
 Written with r and not with u = a r, a token without mass (a = 0) needs no special case and has a finite gradient.
-The first r is the one of f = 0. When v spreads over too many orders of magnitude it is absorbed into the gauge and M
-is built anew; the iterations from one such rebuilding to the next are called a segment. Kept for the gradient are the
-cost, the masses, and of each iteration r, v and the gauge they refer to.
+The first r is the one of f = 0, or the one that a given g brings with it. When v spreads over too many orders of
+magnitude it is absorbed into the gauge and M is built anew.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = [
-    "History",
+    "SPREAD",
     "Masses",
+    "Product",
+    "absorbed",
     "chunks",
-    "first_row",
+    "iterate",
     "kernel_matrix",
     "products",
+    "row_scale",
     "solvable",
-    "split",
+    "spread",
     "weigh",
 ]
 
-# How many entries of the cost are solved together: so many that M stays in a core's cache from iteration to iteration.
-CHUNK = 1 << 18
+# Largest log(max v / min v). The gradient squares v and r: exp(2 * 30) fits into float32, and what underflows in M is
+# less than exp(30 - 87) of the sum it is missing from. The same in float64: one path for both.
+SPREAD = 30.0
+
+# Items up to this many entries are solved together, in NumPy, whose calls cost a third of torch's: at n = 256, k = 10
+# the calls are what takes the time. OpenBLAS multiplies a matrix of this size by a vector on one thread, so that no
+# second pool of threads competes with torch's. Larger items are solved one by one in torch, each staying in the cache.
+SMALL = 8192
+TOGETHER = 1 << 18
+
+Product = Callable[[Any, Any], Any]
 
 
 class Masses(NamedTuple):
@@ -47,7 +58,7 @@ class Masses(NamedTuple):
 
     Attributes:
         a: (b n), or None for ones.
-        b: (b k), above 0.
+        b: (b k).
         wanted: (b k), b as asked for.
         empty: (b 1) bool, items without mass, or None if there can be none.
     """
@@ -58,50 +69,34 @@ class Masses(NamedTuple):
     empty: Tensor | None
 
 
-class History(NamedTuple):
-    """Of each iteration: r (.. t n), v (.. t k), the gauge of both (.. t k), and whether a segment starts (.. t)."""
-
-    r: Tensor
-    v: Tensor
-    gauge: Tensor
-    start: Tensor
-
-
 def solvable(cost: Tensor, row_mass: Tensor | None, col_mass: Tensor | None) -> Masses:
     """The masses to solve with, from those of the public functions."""
     *leading, n, k = cost.shape
     if row_mass is None:
         if col_mass is None:
             b = cost.new_full((math.prod(leading), k), n / k)
-            return Masses(None, b, b, None)
-        wanted = col_mass.reshape(-1, k)
-        return Masses(None, torch.where(wanted == 0, 1, wanted), wanted, None)
+        else:
+            b = col_mass.reshape(-1, k)
+        return Masses(None, b, b, None)
     a = row_mass.reshape(-1, n)
     total = a.sum(-1, keepdim=True)
     wanted = (total / k).expand(-1, k) if col_mass is None else col_mass.reshape(-1, k)
     empty = total == 0
-    b = torch.where(empty | (wanted == 0), 1, wanted)
-    return Masses(torch.where(empty, 1, a), b, wanted, empty)
+    return Masses(torch.where(empty, 1, a), torch.where(empty, 1, wanted), wanted, empty)
 
 
 def chunks(cost: Tensor) -> list[int] | list[slice]:
-    """Which items to solve together: an index drops the axis of the batch, a slice keeps it."""
+    """Which items of cost (b k n) to solve together: an index drops the axis of the batch, a slice keeps it."""
     items, size = cost.shape[0], cost.shape[1] * cost.shape[2]
     if cost.device.type != "cpu":
         return [slice(None)]
-    together = CHUNK // size
-    if items == 1 or together < 4:
+    if items == 1 or size > SMALL:
         return list(range(items))
+    together = TOGETHER // size
     return [slice(first, first + together) for first in range(0, items, together)]
 
 
-def split(history: Tensor, n: int, k: int) -> History:
-    """The parts of a history (.. t n+2k+1), as views."""
-    r, v, gauge, start = history.split((n, k, k, 1), -1)
-    return History(r, v, gauge, start.squeeze(-1))
-
-
-def kernel_matrix(cost: Tensor, gauge: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def kernel_matrix(cost: Tensor, gauge: Tensor, epsilon: float | Tensor) -> tuple[Tensor, Tensor]:
     """M (.. k n) and s (.. n). Divided by epsilon last: close costs subtract without a rounding error."""
     kernel = gauge.unsqueeze(-1) - cost
     shift = kernel.amax(-2)
@@ -113,19 +108,60 @@ def weigh(kernel: Tensor, a: Tensor | None) -> Tensor:
     return kernel if a is None else kernel * a.unsqueeze(-2)
 
 
-def first_row(shift: Tensor, a: Tensor | None, epsilon: float) -> Tensor:
-    """The r of f = 0 at tokens with mass, and of f = -inf at others."""
-    r = (shift / epsilon).exp_()
-    return r if a is None else torch.where(a > 0, r / a, 0)
+def row_scale(kernel: Tensor) -> Tensor:
+    """The r (.. n) that goes with v = 1."""
+    return kernel.sum(-2).reciprocal_()
 
 
-def products(weighted: Tensor, kernel: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """The functions x (.. n) -> (M a) x (.. k) and y (.. k) -> M^T y (.. n)."""
+def absorbed(gauge: Tensor, v: Tensor, epsilon: float | Tensor) -> Tensor:
+    """The gauge that lets v be 1 again; a prototype without mass, v = 0, keeps its own."""
+    return gauge + epsilon * torch.where(v > 0, v, 1).log_()
+
+
+def products(weighted: Tensor, kernel: Tensor) -> tuple[Product, Product]:
+    """The functions x (.. n), out (.. k) <- (M a) x and y (.. k), out (.. n) <- M^T y, on what `quick` made of tensors."""
+    if _small(kernel):
+        left, right = weighted.numpy(), kernel.numpy()
+        if kernel.ndim == 2:
+            return lambda x, out: np.dot(left, x, out=out), lambda y, out: np.dot(y, right, out=out)
+        return (
+            lambda x, out: np.matmul(left, x[..., None], out=out[..., None]),
+            lambda y, out: np.matmul(y[:, None], right, out=out[:, None]),
+        )
     if kernel.ndim == 2:
-        return partial(torch.mv, weighted), partial(torch.mv, kernel.mT)
-    return partial(_from_the_left, weighted.mT), partial(_from_the_left, kernel)
-
-
-def _from_the_left(matrix: Tensor, vector: Tensor) -> Tensor:
+        transposed = kernel.mT
+        return lambda x, out: torch.mv(weighted, x, out=out), lambda y, out: torch.mv(transposed, y, out=out)
     # torch.bmm takes 5 to 30 times as long with the vector on the right, which misses the batched matrix product.
-    return torch.bmm(vector.unsqueeze(-2), matrix).squeeze(-2)
+    return (
+        lambda x, out: out.copy_(torch.bmm(x.unsqueeze(-2), weighted.mT).squeeze(-2)),
+        lambda y, out: out.copy_(torch.bmm(y.unsqueeze(-2), kernel).squeeze(-2)),
+    )
+
+
+def quick(kernel: Tensor, *tensors: Tensor) -> tuple[Any, list[Any]]:
+    """The library to compute with beside `kernel`, and views of the tensors for it."""
+    return (np, [one.numpy() for one in tensors]) if _small(kernel) else (torch, list(tensors))
+
+
+def _small(kernel: Tensor) -> bool:
+    return kernel.device.type == "cpu" and kernel.shape[-2] * kernel.shape[-1] <= SMALL
+
+
+def iterate(kernel: Tensor, weighted: Tensor, b: Tensor, r: Tensor, v: Tensor) -> None:
+    """Runs as many iterations as v has rows: fills v (.. t k), and leaves the last r in r (.. n)."""
+    column_sums, row_sums = products(weighted, kernel)
+    library, (b, r, v, sums) = quick(kernel, b, r, v, torch.empty_like(b))
+    divide, reciprocal = library.divide, library.reciprocal
+    for t in range(v.shape[-2]):
+        now = v[..., t, :]
+        column_sums(r, sums)
+        divide(b, sums, out=now)
+        row_sums(now, r)
+        reciprocal(r, out=r)
+
+
+def spread(v: Tensor) -> float:
+    """The log of largest over smallest entry, of those above 0; NaN does not count."""
+    values = v.numpy(force=True)
+    values = values[values > 0]
+    return math.log(float(values.max()) / float(values.min())) if values.size else 0.0

@@ -1,172 +1,252 @@
-"""Sinkhorn's iteration as one operator with a written-out gradient: fast on a CPU, right in float32 for small epsilon.
+"""Sinkhorn's iteration, right in float32 for small epsilon and fast on a CPU; notation as in `_sinkhorn_kernel`.
 
-Notation as in `_sinkhorn_kernel`.
+Kept for the exact gradient are, of each iteration, v, the gauge it refers to, and whether a new kernel was built for it: a
+segment starts. All else is computed again from the cost.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from protoad.ops._sinkhorn_adjoint import adjoint
 from protoad.ops._sinkhorn_kernel import (
-    History,
+    SPREAD,
+    Masses,
+    absorbed,
     chunks,
-    first_row,
+    iterate,
     kernel_matrix,
-    products,
+    row_scale,
     solvable,
-    split,
+    spread,
     weigh,
 )
 from protoad.ops.precision import full_precision
 
-__all__ = ["Solution", "solve"]
+__all__ = [
+    "History",
+    "Solution",
+    "column_error",
+    "empty_solution",
+    "first_gauge",
+    "first_row",
+    "publish",
+    "solve",
+    "split",
+]
 
-# Largest log(max v / min v) of an iteration. The gradient squares v and r: exp(2 * 30) fits into float32, and what
-# underflows in M is less than exp(30 - 87) of the sum it is missing from. The same in float64: one path for both.
-SPREAD = 30.0
+# With a tolerance the columns are looked at every so many iterations: a look costs as much as one of a small item.
+LOOK_EVERY = 5
 
 
 class Solution(NamedTuple):
-    """What the operator gives: plan (... n k), f (... n), g (... k), error (...), and the history (b t n+2k+1)."""
+    """What every solver gives.
+
+    Attributes:
+        plan: (... n k).
+        f: (... n).
+        g: (... k).
+        error: (...) largest relative error of a column sum.
+        iterations: (...) int64.
+        history: (b t h) for the exact gradient; empty where none is wanted.
+    """
 
     plan: Tensor
     f: Tensor
     g: Tensor
     error: Tensor
+    iterations: Tensor
     history: Tensor
 
 
-def solve(cost: Tensor, row_mass: Tensor | None, col_mass: Tensor | None, epsilon: float, n_iters: int) -> Solution:
-    """Runs the iteration.
+class History(NamedTuple):
+    """Of each iteration: v (.. t k), its gauge (.. t k), and whether a segment starts (.. t)."""
 
-    Args:
-        cost: (... n k) float32 or float64; fastest where n is the axis that lies dense in memory.
-        row_mass: (... n) masses of the tokens, non-negative; None for ones.
-        col_mass: (... k) masses of the prototypes, positive; None for sum(row_mass) / k.
-        epsilon: entropic regularisation.
-        n_iters: iterations, at least 1.
-
-    Returns:
-        `Solution`; error and history have no gradient.
-    """
-    return Solution(*_solve_op(cost, row_mass, col_mass, epsilon, n_iters))
+    v: Tensor
+    gauge: Tensor
+    start: Tensor
 
 
-@torch.library.custom_op(
-    "protoad::sinkhorn",
-    mutates_args=(),
-    schema="(Tensor cost, Tensor? row_mass, Tensor? col_mass, float epsilon, int n_iters) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _solve_op(
-    cost: Tensor, row_mass: Tensor | None, col_mass: Tensor | None, epsilon: float, n_iters: int
-) -> tuple[Tensor, ...]:
-    n, k = cost.shape[-2:]
-    solution = _empty_solution(cost, row_mass, col_mass, epsilon, n_iters)
-    plan, f, g = solution.plan.mT.view(-1, k, n), solution.f.view(-1, n), solution.g.view(-1, k)
-    costs, masses = cost.reshape(-1, n, k).mT, solvable(cost, row_mass, col_mass)
-    # A caller's autocast reaches into the operator: without this it would multiply matrices in bfloat16.
-    with full_precision(cost):
-        for items in chunks(costs):
-            a = None if masses.a is None else masses.a[items]
-            history = split(solution.history[items], n, k)
-            _forward(costs[items].contiguous(), a, masses.b[items], epsilon, history, plan[items], f[items], g[items])
-    if masses.empty is not None:
-        plan.masked_fill_(masses.empty.unsqueeze(-1), 0)
-    excess = plan.sum(-1).sub_(masses.wanted).abs_()
-    excess.div_(masses.wanted.clamp_min(torch.finfo(cost.dtype).tiny))
-    torch.amax(excess, -1, out=solution.error.view(-1))
-    return tuple(solution)
+def split(history: Tensor) -> History:
+    """The parts of a history (.. t 2k+1), as views."""
+    k = history.shape[-1] // 2
+    v, gauge, start = history.split((k, k, 1), -1)
+    return History(v, gauge, start.squeeze(-1))
 
 
-@_solve_op.register_fake
-def _empty_solution(
-    cost: Tensor, row_mass: Tensor | None, col_mass: Tensor | None, epsilon: float, n_iters: int
-) -> Solution:
+def empty_solution(cost: Tensor, n_iters: int, history_size: int) -> Solution:
+    """Memory for a solution, the plan with n dense, and for a history (b t h) of that h, or none for 0."""
     *leading, n, k = cost.shape
+    steps = n_iters if history_size else 0
     return Solution(
         cost.new_empty((*leading, k, n)).mT,
         cost.new_empty((*leading, n)),
         cost.new_empty((*leading, k)),
         cost.new_empty(leading),
-        cost.new_empty((math.prod(leading), n_iters, n + 2 * k + 1)),
+        torch.empty(leading, dtype=torch.int64, device=cost.device),
+        cost.new_empty((math.prod(leading), steps, history_size)),
     )
 
 
-def _forward(
-    cost: Tensor, a: Tensor | None, b: Tensor, epsilon: float, history: History, plan: Tensor, f: Tensor, g: Tensor
-) -> None:
-    """Solves one chunk, of cost (k n) or (b k n), into views of the outputs."""
-    rows, cols = history.r.unbind(-2), history.v.unbind(-2)
-    gauge = _first_gauge(cost, a)
-    kernel, shift = kernel_matrix(cost, gauge, epsilon)
-    weighted, r = weigh(kernel, a), first_row(shift, a, epsilon)
-    column_sums, row_sums = products(weighted, kernel)
-    history.start.zero_()
-    first, due = 0, 1
-    for t, (next_r, v) in enumerate(zip(rows, cols, strict=True)):
-        torch.div(b, column_sums(r), out=v)
-        if t == due:
-            spread, change = _spreads(v, cols[t - 1])
-            if spread + change > SPREAD:
-                _close_segment(history, gauge, first, t)
-                gauge = gauge + epsilon * v.log()
-                v.fill_(1)
-                kernel, shift = kernel_matrix(cost, gauge, epsilon)
-                weighted = weigh(kernel, a)
-                column_sums, row_sums = products(weighted, kernel)
-                first, spread = t, 0.0
-            due = t + _harmless_iterations(spread, change)
-        r = torch.reciprocal(row_sums(v), out=next_r)
-    _close_segment(history, gauge, first, len(rows))
-    torch.mul(weighted, cols[-1].unsqueeze(-1), out=plan).mul_(r.unsqueeze(-2))
-    torch.sub((r if a is None else a * r).log(), shift / epsilon, out=f)
-    torch.add(cols[-1].log(), gauge / epsilon, out=g)
+def solve(
+    cost: Tensor,
+    row_mass: Tensor | None,
+    col_mass: Tensor | None,
+    init: Tensor | None,
+    epsilon: float,
+    n_iters: int,
+    tol: float | None,
+    keep_history: bool,
+) -> Solution:
+    """Runs the iteration.
+
+    Args:
+        cost: (... n k) float32 or float64; fastest where n is the axis that lies dense in memory.
+        row_mass: (... n) masses of the tokens, non-negative; None for ones.
+        col_mass: (... k) masses of the prototypes, non-negative; None for sum(row_mass) / k.
+        init: (... k) the g to start from; None for f = 0.
+        epsilon: entropic regularisation.
+        n_iters: iterations, at least 1; with a tolerance, the most.
+        tol: error of the columns at which an item is done; None to run all iterations.
+        keep_history: whether the exact gradient will be asked for.
+    """
+    n, k = cost.shape[-2:]
+    solution = empty_solution(cost, n_iters, 2 * k + 1 if keep_history else 0)
+    costs, masses = cost.reshape(-1, n, k).mT, solvable(cost, row_mass, col_mass)
+    inits = None if init is None else init.reshape(-1, k)
+    # A caller's autocast reaches into the operator: without this it would multiply matrices in bfloat16.
+    with full_precision(cost):
+        for items in chunks(costs):
+            _Chunk(costs, masses, inits, epsilon, solution, items).run(n_iters, tol)
+    publish(solution, masses)
+    return solution
 
 
-def _first_gauge(cost: Tensor, a: Tensor | None) -> Tensor:
+def publish(solution: Solution, masses: Masses) -> None:
+    """Gives items without mass their zero plan, which misses all of a wanted column."""
+    if masses.empty is not None:
+        n, k = solution.plan.shape[-2:]
+        solution.plan.mT.view(-1, k, n).masked_fill_(masses.empty.unsqueeze(-1), 0)
+        missed = (masses.wanted > 0).any(-1).to(solution.error)
+        error = solution.error.view(-1)
+        error.copy_(torch.where(masses.empty.squeeze(-1), missed, error))
+
+
+def column_error(sums: Tensor, b: Tensor) -> Tensor:
+    """The largest relative error (..) of column sums (.. k)."""
+    return (sums - b).abs_().div_(b.clamp_min(torch.finfo(b.dtype).tiny)).amax(-1)
+
+
+class _Chunk:
+    """Items that are solved together, cost (k n) or (c k n), and where their solution goes."""
+
+    def __init__(
+        self,
+        costs: Tensor,
+        masses: Masses,
+        inits: Tensor | None,
+        epsilon: float,
+        solution: Solution,
+        items: int | slice,
+    ) -> None:
+        k, n = costs.shape[-2:]
+        self.cost = costs[items].contiguous()
+        self.a = None if masses.a is None else masses.a[items]
+        self.b = masses.b[items].contiguous()
+        self.epsilon = epsilon
+        self.result: tuple[Tensor, ...] = (
+            solution.plan.mT.view(-1, k, n)[items],
+            solution.f.view(-1, n)[items],
+            solution.g.view(-1, k)[items],
+            solution.error.view(-1)[items],
+            solution.iterations.view(-1)[items],
+        )
+        self.history = split(solution.history[items]) if solution.history.numel() else None
+        self._build(first_gauge(self.cost, self.a) if inits is None else inits[items] * epsilon)
+        self.r = first_row(self.shift, self.a, epsilon) if inits is None else row_scale(self.kernel)
+
+    def _build(self, gauge: Tensor) -> None:
+        self.gauge = gauge
+        self.kernel, self.shift = kernel_matrix(self.cost, gauge, self.epsilon)
+        self.weighted = weigh(self.kernel, self.a)
+
+    def run(self, n_iters: int, tol: float | None) -> None:
+        """Iterates to the end, absorbing v before it leaves the range, and looking at the columns if need be."""
+        v, done = torch.ones_like(self.b), None
+        t, due, starts = 0, 2, True
+        while t < n_iters:
+            end = min(n_iters, due, n_iters if tol is None else t + LOOK_EVERY)
+            vs = self._record(t, end, starts)
+            iterate(self.kernel, self.weighted, self.b, self.r, vs)
+            before, v, starts, t = vs[..., -2, :] if end - t > 1 else v, vs[..., -1, :], False, end
+            if tol is not None:
+                done = self._look(v, done, t, tol)
+                if done.all():
+                    return
+            if t == due and t < n_iters:
+                wide, change = spread(v), spread(v / before.clamp_min(torch.finfo(v.dtype).tiny))
+                if wide + change > SPREAD:
+                    self._build(absorbed(self.gauge, v, self.epsilon))
+                    self.r, v, starts, wide = row_scale(self.kernel), torch.ones_like(v), True, 0.0
+                due = t + _harmless_iterations(wide, change)
+        self._write(v, t, None if done is None else ~done)
+
+    def _record(self, first: int, end: int, starts: bool) -> Tensor:
+        """Where the v (.. t k) of these iterations go: the history, or nowhere."""
+        if self.history is None:
+            return self.b.new_empty((*self.b.shape[:-1], end - first, self.b.shape[-1]))
+        self.history.gauge[..., first:end, :] = self.gauge.unsqueeze(-2)
+        self.history.start[..., first:end] = 0
+        self.history.start[..., first] = float(starts)
+        return self.history.v[..., first:end, :]
+
+    def _look(self, v: Tensor, done: Tensor | None, t: int, tol: float) -> Tensor:
+        """Writes the items that are done by now, and says which (..) are."""
+        good = self._error(v) <= tol
+        new = good if done is None else good & ~done
+        if new.any():
+            self._write(v, t, new)
+        return good if done is None else good | done
+
+    def _error(self, v: Tensor) -> Tensor:
+        return column_error((self.weighted * self.r.unsqueeze(-2)).sum(-1).mul_(v), self.b)
+
+    def _write(self, v: Tensor, t: int, which: Tensor | None) -> None:
+        """Gives the solution after t iterations, of all items or of some."""
+        if which is not None and which.ndim and not which.all():
+            whole, parts = self.result, [torch.empty_like(one) for one in self.result]
+            self.result = tuple(parts)
+            self._write(v, t, None)
+            for target, value in zip(whole, parts, strict=True):
+                target[which] = value[which]
+            self.result = whole
+            return
+        plan, f, g, error, iterations = self.result
+        torch.mul(self.weighted, v.unsqueeze(-1), out=plan).mul_(self.r.unsqueeze(-2))
+        torch.log(self.r if self.a is None else self.a * self.r, out=f).sub_(self.shift / self.epsilon)
+        torch.log(v, out=g).add_(self.gauge / self.epsilon)
+        error.copy_(column_error(plan.sum(-1), self.b))
+        iterations.fill_(t)
+
+
+def first_row(shift: Tensor, a: Tensor | None, epsilon: float | Tensor) -> Tensor:
+    """The r of f = 0 at tokens with mass, and of f = -inf at others."""
+    r = (shift / epsilon).exp_()
+    return r if a is None else torch.where(a > 0, r / a, 0)
+
+
+def first_gauge(cost: Tensor, a: Tensor | None) -> Tensor:
     """The cheapest cost of each prototype among tokens with mass: its first column sum then lies in [1, n]."""
     if a is not None:
         cost = cost.masked_fill((a == 0).unsqueeze(-2), torch.inf)
     return cost.amin(-1)
 
 
-def _spreads(v: Tensor, previous: Tensor) -> list[float]:
-    """Of v and of its change, the largest log(max / min) over the items; an item that is NaN does not count."""
-    low, high = torch.stack((v, v / previous)).log_().aminmax(dim=-1)
-    return (high - low).nan_to_num_(0).view(2, -1).amax(-1).tolist()
-
-
-def _harmless_iterations(spread: float, change: float) -> int:
+def _harmless_iterations(wide: float, change: float) -> int:
     """For how many iterations v stays in range: in Hilbert's metric an iteration is nonexpansive, so that log v never
     changes by more than it last did. At least 1.
     """
-    return int(min(1e9, max(1.0, (SPREAD - spread) / max(1e-3, change))))
-
-
-def _close_segment(history: History, gauge: Tensor, first: int, end: int) -> None:
-    history.gauge[..., first:end, :] = gauge.unsqueeze(-2)
-    history.start[..., first] = 1
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    cost, row_mass, col_mass, epsilon, _ = inputs
-    _, _, _, error, history = output
-    ctx.epsilon = epsilon
-    ctx.save_for_backward(cost, row_mass, col_mass, history)
-    ctx.mark_non_differentiable(error, history)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    of_cost, of_rows, of_cols = ctx.needs_input_grad[:3]
-    grad_cost, grad_a, grad_b = adjoint(*grads[:3], *ctx.saved_tensors, ctx.epsilon, of_rows or of_cols)
-    return grad_cost if of_cost else None, grad_a if of_rows else None, grad_b if of_cols else None, None, None
-
-
-_solve_op.register_autograd(_differentiate, setup_context=_setup_context)
+    return int(min(1e9, max(1.0, (SPREAD - wide) / max(1e-3, change))))

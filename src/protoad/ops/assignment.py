@@ -7,7 +7,10 @@ from torch import Tensor
 from torch.nn.functional import elu
 
 from protoad.errors import ShapeError
+from protoad.ops._average import context, reconstruct
+from protoad.ops._backend import choose, exporting
 from protoad.ops._checks import check_mask, check_positive, check_tokens_and_prototypes
+from protoad.ops._types import Backend
 from protoad.ops.precision import full_precision, solver_dtype
 from protoad.ops.sinkhorn import cosine_cost
 
@@ -78,45 +81,60 @@ def sigmoid_plan(
     return _masked_rows(weights, tokens, token_mask)
 
 
-def transport_reconstruct(plan: Tensor, prototypes: Tensor) -> Tensor:
+def transport_reconstruct(plan: Tensor, prototypes: Tensor, *, backend: Backend = "auto") -> Tensor:
     """Gives z_n^bpa = sum_k T_nk p_k, tokens made of prototypes (paper Eq. 2).
 
     Args:
         plan: (... n k).
         prototypes: (k d) or (... k d).
+        backend: "auto", "torch" or "triton".
 
     Returns:
-        (... n d).
+        (... n d) in the wider of both dtypes.
 
     Raises:
-        ShapeError: if k differs.
+        ShapeError: if k or the leading axes differ.
+        ValueError: for a backend that cannot serve.
     """
-    if plan.shape[-1] != prototypes.shape[-2]:
+    if plan.shape[-1] != prototypes.shape[-2] or prototypes.shape[:-2] not in ((), plan.shape[:-2]):
         raise ShapeError(
-            f"prototypes: expected k={plan.shape[-1]} as in plan {tuple(plan.shape)}, got {tuple(prototypes.shape)}"
+            f"prototypes: expected k={plan.shape[-1]} and leading axes {tuple(plan.shape[:-2])} or none as in plan "
+            f"{tuple(plan.shape)}, got {tuple(prototypes.shape)}"
         )
-    return plan @ prototypes
+    dtype = torch.promote_types(plan.dtype, prototypes.dtype)
+    plan, prototypes = plan.to(dtype), prototypes.to(dtype)
+    if exporting():
+        return plan @ prototypes
+    return reconstruct(plan, prototypes, choose(backend, prototypes, k=plan.shape[-1]))
 
 
-def transport_context(plan: Tensor, tokens: Tensor) -> Tensor:
+def transport_context(plan: Tensor, tokens: Tensor, *, backend: Backend = "auto") -> Tensor:
     """Gives c_k = sum_n T_nk z_n / sum_n T_nk, each prototype's mean of its tokens (paper section 3.3).
 
     Args:
         plan: (... n k), non-negative.
         tokens: (... n d).
+        backend: "auto", "torch" or "triton".
 
     Returns:
-        (... k d); zero for a prototype that receives no mass.
+        (... k d) in the wider of both dtypes; zero for a prototype that receives no mass.
 
     Raises:
-        ShapeError: if n differs.
+        ShapeError: if n or the leading axes differ.
+        ValueError: for a backend that cannot serve.
     """
-    if plan.shape[-2] != tokens.shape[-2]:
+    if plan.shape[-2] != tokens.shape[-2] or plan.shape[:-2] != tokens.shape[:-2]:
         raise ShapeError(
-            f"tokens: expected n={plan.shape[-2]} as in plan {tuple(plan.shape)}, got {tuple(tokens.shape)}"
+            f"tokens: expected n={plan.shape[-2]} and leading axes {tuple(plan.shape[:-2])} as in plan "
+            f"{tuple(plan.shape)}, got {tuple(tokens.shape)}"
         )
-    mass = plan.sum(-2).unsqueeze(-1)
-    return plan.mT @ tokens / mass.clamp_min(torch.finfo(mass.dtype).tiny)
+    dtype = torch.promote_types(plan.dtype, tokens.dtype)
+    plan, tokens = plan.to(dtype), tokens.to(dtype)
+    if exporting():
+        mass = plan.sum(-2).unsqueeze(-1)
+        return plan.mT @ tokens / mass.clamp_min(torch.finfo(mass.dtype).tiny)
+    means, _ = context(plan, tokens, choose(backend, tokens, k=plan.shape[-1]))
+    return means
 
 
 def _similarity(tokens: Tensor, prototypes: Tensor, epsilon: float) -> Tensor:
