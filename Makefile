@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # One pip command with the constraints: a second, unconstrained one could replace the CPU torch by gigabytes of CUDA.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[timm,triton,data,viz,test,check]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[timm,triton,data,viz,onnx,test,check]'
 	@touch $@
 
 setup: $(VENV)/.installed

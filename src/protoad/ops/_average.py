@@ -45,23 +45,24 @@ def _empty_rebuilt(plan: Tensor, prototypes: Tensor, backend: str) -> Tensor:
     schema="(Tensor grad, Tensor plan, Tensor prototypes, str backend)" + _PAIR,
 )
 def _reconstruct_backward(grad: Tensor, plan: Tensor, prototypes: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    """Gives the gradients to the plan (... n k) and, of each item, to the prototypes (... k d)."""
+    """Gives the gradients to the plan (... n k) and to the prototypes, of their shape."""
     if backend == "triton":
         from protoad.ops import _triton
 
         return _triton.reconstruct_backward(grad, plan, prototypes)
-    grad_plan, grad_prototypes = _empty_gradients_of_rebuilt(grad, plan, prototypes, backend)
+    grad_plan, _ = _empty_gradients_of_rebuilt(grad, plan, prototypes, backend)
+    grad_prototypes = prototypes.new_empty((*plan.shape[:-2], *prototypes.shape[-2:]))
     with full_precision(plan):
         for g, t, p, gt, gp in items(grad, plan, prototypes, grad_plan, grad_prototypes):
             torch.matmul(p, g.mT, out=gt.mT)
             torch.matmul(t.mT, g, out=gp)
-    return grad_plan, grad_prototypes
+    return grad_plan, grad_prototypes.sum_to_size(prototypes.shape)
 
 
 @_reconstruct_backward.register_fake
 def _empty_gradients_of_rebuilt(grad: Tensor, plan: Tensor, prototypes: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     *leading, n, k = plan.shape
-    return plan.new_empty((*leading, k, n)).mT, prototypes.new_empty((*leading, k, grad.shape[-1]))
+    return plan.new_empty((*leading, k, n)).mT, prototypes.new_empty(prototypes.shape)
 
 
 @torch.library.custom_op(
@@ -95,7 +96,7 @@ def _empty_context(plan: Tensor, tokens: Tensor, backend: str) -> tuple[Tensor, 
 def _context_backward(
     grad: Tensor, plan: Tensor, tokens: Tensor, means: Tensor, mass: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Gives the gradients to plan (... n k) and tokens (... n d): (g_k z_n - g_k c_k) / m_k, and sum_k T_nk g_k / m_k."""
+    """Gives the gradients (g_k z_n - g_k c_k) / m_k to plan (... n k) and sum_k T_nk g_k / m_k to tokens (... n d)."""
     if backend == "triton":
         from protoad.ops import _triton
 
@@ -131,10 +132,8 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _differentiate_rebuilt(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
     plan, prototypes = ctx.saved_tensors
     if torch.is_grad_enabled():  # in steps that autograd can follow, for a second derivative
-        grads = grad @ prototypes.mT, plan.mT @ grad
-    else:
-        grads = _reconstruct_backward(grad, plan, prototypes, ctx.backend)
-    return grads[0], grads[1].sum_to_size(prototypes.shape), None
+        return grad @ prototypes.mT, (plan.mT @ grad).sum_to_size(prototypes.shape), None
+    return *_reconstruct_backward(grad, plan, prototypes, ctx.backend), None
 
 
 def _save_all(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

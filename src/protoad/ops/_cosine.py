@@ -69,55 +69,56 @@ def _empty_similarity(tokens: Tensor, directions: Tensor, backend: str) -> tuple
 def _cosine_backward(
     grad: Tensor, tokens: Tensor, directions: Tensor, similarity: Tensor, inverse: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Gives the gradients to the tokens (... n d) and, of each item, to the directions (... k d)."""
+    """Gives the gradients to the tokens (... n d) and to the directions, of their shape."""
     if backend == "triton":
         from protoad.ops._triton import cosine_backward
 
         return cosine_backward(grad, tokens, directions, similarity, inverse)
-    grad_tokens, grad_directions = _empty_gradients(grad, tokens, directions, similarity, inverse, backend)
     exact = tokens.to(directions.dtype)
-    into = torch.empty_like(exact) if exact is not tokens else grad_tokens
-    everything = grad, exact, directions, similarity, inverse.unsqueeze(-2), into, grad_directions
+    grad_tokens = exact.new_empty(tokens.shape)
+    grad_directions = directions.new_empty((*tokens.shape[:-2], *directions.shape[-2:]))
+    everything = grad, exact, directions, similarity, inverse.unsqueeze(-2), grad_tokens, grad_directions
     with full_precision(tokens):
         for g, z, p, s, i, gz, gp in items(*everything):
             scaled = g * i
             along = (scaled * s).sum(-2, keepdim=True).mul_(i)
             torch.matmul(scaled.mT, p, out=gz).addcmul_(z, along.mT, value=-1)
             torch.matmul(scaled, z, out=gp)
-    return into.to(tokens.dtype), grad_directions
+    return grad_tokens.to(tokens.dtype), grad_directions.sum_to_size(directions.shape)
 
 
 @_cosine_backward.register_fake
 def _empty_gradients(
     grad: Tensor, tokens: Tensor, directions: Tensor, similarity: Tensor, inverse: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
-    *leading, _, d = tokens.shape
-    return tokens.new_empty(tokens.shape), directions.new_empty((*leading, directions.shape[-2], d))
+    return tokens.new_empty(tokens.shape), directions.new_empty(directions.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     tokens, directions, ctx.backend = inputs
     ctx.save_for_backward(tokens, directions, *output)
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad: Tensor, grad_inverse: Tensor) -> tuple[Tensor, Tensor, None]:
+def _differentiate(ctx: Any, grad: Tensor | None, grad_inverse: Tensor | None) -> tuple[Tensor, Tensor, None]:
     tokens, directions, similarity, inverse = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        grads = _differentiable_gradient(tokens, directions, similarity, inverse, grad, grad_inverse)
-    else:
-        grads = _cosine_backward(grad, tokens, directions, similarity, inverse, ctx.backend)
-    return grads[0], grads[1].sum_to_size(directions.shape), None
+    grad = torch.zeros_like(similarity) if grad is None else grad
+    if torch.is_grad_enabled() or grad_inverse is not None:  # only a second derivative asks for that of 1 / |z|
+        return *_differentiable_gradient(tokens, directions, similarity, inverse, grad, grad_inverse), None
+    return *_cosine_backward(grad, tokens, directions, similarity, inverse, ctx.backend), None
 
 
 def _differentiable_gradient(
-    tokens: Tensor, directions: Tensor, similarity: Tensor, inverse: Tensor, grad: Tensor, grad_inverse: Tensor
+    tokens: Tensor, directions: Tensor, similarity: Tensor, inverse: Tensor, grad: Tensor, grad_inverse: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The same in steps that autograd can follow, for a second derivative."""
     with full_precision(tokens):
         exact, scaled = tokens.to(directions.dtype), grad * inverse.unsqueeze(-2)
-        along = (scaled * similarity).sum(-2) * inverse + grad_inverse * inverse**3
+        along = (scaled * similarity).sum(-2) * inverse
+        if grad_inverse is not None:
+            along = along + grad_inverse * inverse**3
         grad_tokens = scaled.mT @ directions - exact * along.unsqueeze(-1)
-        return grad_tokens.to(tokens.dtype), scaled @ exact
+        return grad_tokens.to(tokens.dtype), (scaled @ exact).sum_to_size(directions.shape)
 
 
 _cosine.register_autograd(_differentiate, setup_context=_setup_context)

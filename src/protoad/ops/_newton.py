@@ -50,7 +50,7 @@ def solve(
     n_iters: int,
     tol: float | None,
 ) -> Solution:
-    """Gives the converged plan; arguments as in `_sinkhorn_solver.solve`, with n_iters steps at most at each epsilon."""
+    """Gives the converged plan; arguments as in `_sinkhorn_solver.solve`, n_iters bounds the steps at each epsilon."""
     n, k = cost.shape[-2:]
     solution = empty_solution(cost, n_iters, 0)
     costs, masses = cost.reshape(-1, n, k).mT, solvable(cost, row_mass, col_mass)
@@ -72,6 +72,12 @@ def solve(
 
 class _Ascent:
     """Items of cost (c k n) that climb side by side, none knowing of the others."""
+
+    gauge: Tensor
+    v: Tensor
+    kernel: Tensor
+    shift: Tensor
+    weighted: Tensor
 
     def __init__(self, cost: Tensor, a: Tensor | None, b: Tensor, init: Tensor | None, epsilon: float) -> None:
         self.cost, self.a, self.b, self.final = cost, a, b, epsilon
@@ -103,7 +109,7 @@ class _Ascent:
         self.weighted = weigh(self.kernel, self.a)
 
     def _sums(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """r (c n) of v, and the column sums (c k) of their plan."""
+        """Gives the r (c n) of v, and the column sums (c k) of their plan."""
         r = torch.bmm(v.unsqueeze(-2), self.kernel).squeeze(-2).reciprocal_()
         return r, (self.weighted * r.unsqueeze(-2)).sum(-1).mul_(v)
 

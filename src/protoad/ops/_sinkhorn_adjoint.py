@@ -179,7 +179,7 @@ class _Reverse:
     def _steps(
         self, kernel: Tensor, weighted: Tensor, r: Tensor, v: Tensor, w: Tensor, y: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The z (.. t n) and y (.. t k) of one segment: z = r w with w = (gradient to f) / a, y = v (gradient to g) / b.
+        """The z (.. t n) and y (.. t k) of one segment: z = r w, w = (gradient to f) / a; y = v (gradient to g) / b.
 
         One step back at a time: y_t = -v_t^2 / b o (M (a z_t)), and z_(t-1) = -r_(t-1)^2 o (M^T y_t).
 

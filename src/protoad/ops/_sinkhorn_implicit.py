@@ -96,11 +96,11 @@ def _adjoint(grads: Gradients, shares: Tensor, a: Tensor | None) -> tuple[Tensor
 def curvature(plan: Tensor, shares: Tensor, sums: Tensor) -> Tensor:
     """The k x k matrix diag c - plan^T S, made regular.
 
-    A constant added to all of g changes nothing: 1 is its null vector, and gets the mean curvature. The small diagonal is for
-    prototypes that share their tokens with no other, and for those without mass.
+    A constant added to all of g changes nothing: 1 is its null vector, and gets the mean curvature. The small diagonal
+    is for prototypes that share their tokens with no other, and for those without mass.
     """
     k, level = sums.shape[-1], sums.mean(-1)[..., None, None]
     matrix = torch.diag_embed(sums) - plan @ shares.mT
     matrix += level / k
-    matrix.diagonal(dim1=-2, dim2=-1).add_(level.squeeze(-1) * 1e-6)
+    matrix.diagonal(dim1=-2, dim2=-1).add_(level.squeeze(-1) * 8 * torch.finfo(sums.dtype).eps)
     return matrix

@@ -31,6 +31,7 @@ __all__ = [
     "iterate",
     "kernel_matrix",
     "products",
+    "quick",
     "row_scale",
     "solvable",
     "spread",
@@ -73,10 +74,7 @@ def solvable(cost: Tensor, row_mass: Tensor | None, col_mass: Tensor | None) -> 
     """The masses to solve with, from those of the public functions."""
     *leading, n, k = cost.shape
     if row_mass is None:
-        if col_mass is None:
-            b = cost.new_full((math.prod(leading), k), n / k)
-        else:
-            b = col_mass.reshape(-1, k)
+        b = cost.new_full((math.prod(leading), k), n / k) if col_mass is None else col_mass.reshape(-1, k)
         return Masses(None, b, b, None)
     a = row_mass.reshape(-1, n)
     total = a.sum(-1, keepdim=True)
@@ -119,7 +117,7 @@ def absorbed(gauge: Tensor, v: Tensor, epsilon: float | Tensor) -> Tensor:
 
 
 def products(weighted: Tensor, kernel: Tensor) -> tuple[Product, Product]:
-    """The functions x (.. n), out (.. k) <- (M a) x and y (.. k), out (.. n) <- M^T y, on what `quick` made of tensors."""
+    """The functions out (.. k) <- (M a) x and out (.. n) <- M^T y, each of (vector, out) as `quick` gives them."""
     if _small(kernel):
         left, right = weighted.numpy(), kernel.numpy()
         if kernel.ndim == 2:

@@ -31,7 +31,7 @@ def transport(
     gradient: str,
     backend: str,
 ) -> Solution:
-    """Gives the plan of cost (... n k), differentiable if gradient is "unrolled" or "implicit", and not if it is "none"."""
+    """Gives the plan of cost (... n k), differentiable as gradient says: "unrolled", "implicit" or "none"."""
     return Solution(*_transport(cost, row_mass, col_mass, init, epsilon, n_iters, tol, method, gradient, backend))
 
 
@@ -85,8 +85,8 @@ def _(
 @torch.library.custom_op(
     "protoad::unrolled_backward",
     mutates_args=(),
-    schema=f"({_GRADS}{_COST_AND_MASSES}Tensor? init, Tensor iterations, Tensor history, float epsilon, bool of_masses, str backend)"
-    + _THREE,
+    schema=f"({_GRADS}{_COST_AND_MASSES}Tensor? init, Tensor iterations, Tensor history, float epsilon, "
+    "bool of_masses, str backend)" + _THREE,
 )
 def _unrolled_backward(
     grad_plan: Tensor | None, grad_f: Tensor | None, grad_g: Tensor | None, cost: Tensor, *rest: Any

@@ -1,7 +1,7 @@
-"""Sinkhorn's iteration, right in float32 for small epsilon and fast on a CPU; notation as in `_sinkhorn_kernel`.
+"""Sinkhorn's iteration, right in float32 for small epsilon, fast on a CPU; notation as in `_sinkhorn_kernel`.
 
-Kept for the exact gradient are, of each iteration, v, the gauge it refers to, and whether a new kernel was built for it: a
-segment starts. All else is computed again from the cost.
+Kept for the exact gradient are, of each iteration, v, the gauge it refers to, and whether a new kernel was built for
+it: a segment starts. All else is computed again from the cost.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
     "split",
 ]
 
-# With a tolerance the columns are looked at every so many iterations: a look costs as much as one of a small item.
+# With a tolerance the columns are looked at every so many iterations, a look costing as much as one of a small item.
 LOOK_EVERY = 5
 
 
@@ -178,11 +178,12 @@ class _Chunk:
         v, done = torch.ones_like(self.b), None
         t, due, starts = 0, 2, True
         while t < n_iters:
-            end = min(n_iters, due, n_iters if tol is None else t + LOOK_EVERY)
+            look = n_iters if tol is None else (t // LOOK_EVERY + 1) * LOOK_EVERY
+            end = min(n_iters, due, look)
             vs = self._record(t, end, starts)
             iterate(self.kernel, self.weighted, self.b, self.r, vs)
             before, v, starts, t = vs[..., -2, :] if end - t > 1 else v, vs[..., -1, :], False, end
-            if tol is not None:
+            if tol is not None and t in (look, n_iters):
                 done = self._look(v, done, t, tol)
                 if done.all():
                     return

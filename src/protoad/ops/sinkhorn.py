@@ -166,20 +166,20 @@ def sinkhorn_from_cost(
     check_positive(epsilon=epsilon, n_iters=n_iters, **({} if tol is None else {"tol": tol}))
     check_choice("method", method, Method)
     check_choice("gradient", gradient, Gradient)
-    if gradient == "detached":
-        cost, row_mass, col_mass = (None if one is None else one.detach() for one in (cost, row_mass, col_mass))
     *leading, n, k = cost.shape
     solved = cost.to(solver_dtype(cost))
     rows = _fit("row_mass", row_mass, solved, (*leading, n))
     cols = _fit("col_mass", col_mass, solved, (*leading, k))
     start = _fit("init", _potential(init), solved, (*leading, k))
+    if gradient == "detached":
+        solved, rows, cols = solved.detach(), _detached(rows), _detached(cols)
     if exporting():
         return _exported(solved, rows, cols, start, epsilon, n_iters, plain=tol is None and method == "sinkhorn")
     solution = transport(
         solved,
         rows,
         cols,
-        None if start is None else start.detach(),
+        _detached(start),
         epsilon=epsilon,
         n_iters=n_iters,
         tol=tol,
@@ -221,8 +221,12 @@ def _fit(name: str, values: Tensor | None, cost: Tensor, shape: tuple[int, ...])
     return values.to(cost).expand(shape)
 
 
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
+
+
 def _needed(gradient: Gradient, method: Method, *inputs: Tensor | None) -> str:
-    """Which gradient the operator has to be ready for: the exact one keeps a history, so only if it can be asked for."""
+    """Which gradient the operator is to be ready for: none if none can be asked for, since one takes memory."""
     if not torch.is_grad_enabled() or not any(one is not None and one.requires_grad for one in inputs):
         return "none"
     return "implicit" if method == "newton" else gradient
