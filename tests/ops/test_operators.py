@@ -1,4 +1,4 @@
-"""What torch demands of an operator, of every one and at every documented rank: opcheck, compile, export, ONNX, vmap."""
+"""What torch demands of every operator, at every documented rank: opcheck, compile, export, ONNX, vmap."""
 
 from __future__ import annotations
 

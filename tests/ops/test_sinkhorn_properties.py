@@ -150,3 +150,106 @@ def test_context_stays_within_the_tokens(size, seed, epsilon, n_iters):
     context = transport_context(sinkhorn(tokens, prototypes, epsilon=epsilon, n_iters=n_iters).plan, tokens)
     assert (context <= tokens.amax(1, keepdim=True) + 1e-9).all()
     assert (context >= tokens.amin(1, keepdim=True) - 1e-9).all()
+
+
+methods = st.sampled_from(["sinkhorn", "newton"])
+
+
+def _balanced(size: tuple[int, int, int], seed: int) -> tuple[Tensor, Tensor]:
+    """Random masses of tokens and prototypes with the same sum in each item."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = 0.1 + torch.rand(size[:2], generator=generator, dtype=torch.float64)
+    cols = 0.1 + torch.rand(size[0], size[2], generator=generator, dtype=torch.float64)
+    return rows, cols * rows.sum(-1, keepdim=True) / cols.sum(-1, keepdim=True)
+
+
+@given(sizes, seeds, epsilons)
+def test_newton_meets_both_marginals(size, seed, epsilon):
+    rows, cols = _balanced(size, seed)
+    transport = sinkhorn_from_cost(
+        _cost(size, seed), epsilon=epsilon, method="newton", row_mass=rows, col_mass=cols, n_iters=50
+    )
+    torch.testing.assert_close(transport.plan.sum(-1), rows, **TIGHT)
+    torch.testing.assert_close(transport.plan.sum(-2), cols, rtol=2e-6, atol=0)
+    assert (transport.marginal_error <= 1e-6).all()
+
+
+@given(sizes, seeds, st.sampled_from([0.1, 0.5, 2.0]))
+def test_both_methods_find_the_same_plan(size, seed, epsilon):
+    rows, cols = _balanced(size, seed)
+    masses = {"row_mass": rows, "col_mass": cols}
+    cost = _cost(size, seed)
+    exact = sinkhorn_from_cost(cost, epsilon=epsilon, method="newton", tol=1e-10, n_iters=50, **masses)
+    slow = sinkhorn_from_cost(cost, epsilon=epsilon, tol=1e-10, n_iters=20_000, **masses)
+    if (slow.marginal_error <= 1e-10).all():
+        # The plan is as far off as the columns, times the condition of the problem.
+        torch.testing.assert_close(slow.plan, exact.plan, rtol=0, atol=1e-5)
+
+
+@given(sizes, seeds, epsilons, st.floats(-3, 3))
+def test_a_constant_on_a_row_changes_nothing_at_convergence(size, seed, epsilon, shift):
+    cost = _cost(size, seed)
+    shifted = cost.clone()
+    shifted[:, 0] += shift
+    plan, other = (
+        sinkhorn_from_cost(one, epsilon=epsilon, method="newton", tol=1e-11, n_iters=50).plan for one in (cost, shifted)
+    )
+    torch.testing.assert_close(other, plan, rtol=0, atol=1e-6)
+
+
+@given(sizes, seeds, epsilons, st.integers(1, 20), st.integers(1, 20))
+def test_a_warm_start_goes_on_where_it_was(size, seed, epsilon, first, more):
+    cost = _cost(size, seed)
+    start = sinkhorn_from_cost(cost, epsilon=epsilon, n_iters=first)
+    expected = sinkhorn_from_cost(cost, epsilon=epsilon, n_iters=first + more).plan
+    for init in (start, (start.f, start.g), start.g):
+        plan = sinkhorn_from_cost(cost, epsilon=epsilon, n_iters=more, init=init).plan
+        torch.testing.assert_close(plan, expected, rtol=1e-7, atol=1e-10)
+
+
+@given(sizes, seeds, epsilons, st.sampled_from([1e-1, 1e-2, 1e-4]))
+def test_a_tolerance_is_met_or_all_iterations_were_run(size, seed, epsilon, tol):
+    transport = sinkhorn_from_cost(_cost(size, seed), epsilon=epsilon, tol=tol, n_iters=300)
+    assert transport.iterations <= 300
+    assert (transport.marginal_error <= tol * (1 + 1e-9)).all() or transport.iterations == 300
+
+
+@given(sizes, seeds, epsilons, methods)
+def test_a_prototype_without_mass_is_as_good_as_absent(size, seed, epsilon, method):
+    cost = _cost((size[0], size[1], size[2] + 1), seed)
+    cols = torch.full((size[2] + 1,), size[1] / size[2], dtype=torch.float64)
+    cols[0] = 0
+    plan = sinkhorn_from_cost(cost, epsilon=epsilon, method=method, n_iters=50, col_mass=cols).plan
+    assert (plan[..., 0] == 0).all()
+    without = sinkhorn_from_cost(cost[..., 1:], epsilon=epsilon, method=method, n_iters=50).plan
+    torch.testing.assert_close(plan[..., 1:], without, rtol=1e-5, atol=1e-6)
+
+
+@given(sizes, seeds, epsilons, methods, st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]))
+def test_dtype_and_device_are_kept(size, seed, epsilon, method, dtype):
+    tokens, prototypes = (one.to(dtype) for one in _vectors(size, seed))
+    transport = sinkhorn(tokens, prototypes, epsilon=epsilon, method=method)
+    assert transport.plan.dtype == dtype
+    assert transport.f.dtype == transport.g.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert {part.device for part in transport} == {tokens.device}
+    assert torch.isfinite(transport.plan).all()
+
+
+@given(sizes, seeds, epsilons, iterations)
+def test_plan_is_that_of_its_potentials(size, seed, epsilon, n_iters):
+    cost = _cost(size, seed)
+    plan, f, g, _, _ = sinkhorn_from_cost(cost, epsilon=epsilon, n_iters=n_iters)
+    torch.testing.assert_close((f.unsqueeze(-1) + g.unsqueeze(-2) - cost / epsilon).exp(), plan, rtol=1e-7, atol=1e-12)
+
+
+@given(sizes, seeds, epsilons, st.sampled_from(["unrolled", "implicit"]), methods)
+def test_gradients_are_finite_and_blind_to_a_constant_on_a_column(size, seed, epsilon, gradient, method):
+    cost = _cost(size, seed).requires_grad_()
+    weights = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    plan = sinkhorn_from_cost(cost, epsilon=epsilon, gradient=gradient, method=method, n_iters=30).plan
+    (grad,) = torch.autograd.grad((plan * weights).sum(), cost)
+    assert torch.isfinite(grad).all()
+    scale = weights.abs().sum((-2, -1)).max() / epsilon
+    torch.testing.assert_close(
+        grad.sum(-2) / scale, torch.zeros(size[0], size[2], dtype=torch.float64), rtol=0, atol=1e-7
+    )

@@ -14,8 +14,8 @@ from protoad.ops import (
     transport_context,
     transport_reconstruct,
 )
-from protoad.ops._checks import check_positive
-from protoad.ops.sinkhorn import Cost, Gradient
+from protoad.ops._checks import check_choice, check_positive
+from protoad.ops._types import Backend, Cost, Gradient, Method
 
 __all__ = ["Assignment", "LinearAssign", "SigmoidAssign", "SinkhornAssign", "SoftmaxAssign"]
 
@@ -37,6 +37,8 @@ class Assignment(NamedTuple):
 class _Assign(nn.Module):
     """What all assignments share: a plan, and what follows from it."""
 
+    backend: Backend = "auto"
+
     def plan(self, tokens: Tensor, prototypes: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """Gives the plan (b n k) alone; arguments as in `forward`."""
         raise NotImplementedError
@@ -56,7 +58,11 @@ class _Assign(nn.Module):
             ShapeError: for shapes that do not fit.
         """
         plan = self.plan(tokens, prototypes, token_mask)
-        return Assignment(plan, transport_reconstruct(plan, prototypes), transport_context(plan, tokens))
+        return Assignment(
+            plan,
+            transport_reconstruct(plan, prototypes, backend=self.backend),
+            transport_context(plan, tokens, backend=self.backend),
+        )
 
 
 class SinkhornAssign(_Assign):
@@ -68,9 +74,13 @@ class SinkhornAssign(_Assign):
 
     Args:
         epsilon: entropic regularisation on the cost; the paper gives none, 0.05 suits the cosine cost in [0, 2].
-        n_iters: Sinkhorn iterations, the rows last, so that a reconstruction is a convex combination.
+        n_iters: Sinkhorn iterations, the rows last, so that a reconstruction is a convex combination; with `tol`, or
+            for Newton at each epsilon, the most.
+        tol: relative error of the columns at which an item is done; None runs all iterations.
+        method: "sinkhorn", or "newton" for the converged plan.
         cost: "cosine" or "sqeuclidean".
-        gradient: "unrolled", exact for these iterations, or "detached".
+        gradient: "unrolled", exact for these iterations, "implicit", that of the converged plan, or "detached".
+        backend: "auto", "torch" or "triton".
 
     Note:
         Solved in float32 (float64 for float64), also under autocast. Holds no parameters.
@@ -95,12 +105,23 @@ class SinkhornAssign(_Assign):
         *,
         epsilon: float = 0.05,
         n_iters: int = 20,
+        tol: float | None = None,
+        method: Method = "sinkhorn",
         cost: Cost = "cosine",
         gradient: Gradient = "unrolled",
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
-        check_positive(epsilon=epsilon, n_iters=n_iters)
-        self.epsilon, self.n_iters, self.cost, self.gradient = epsilon, n_iters, cost, gradient
+        check_positive(epsilon=epsilon, n_iters=n_iters, **({} if tol is None else {"tol": tol}))
+        for name, value, choices in (
+            ("cost", cost, Cost),
+            ("method", method, Method),
+            ("gradient", gradient, Gradient),
+        ):
+            check_choice(name, value, choices)
+        check_choice("backend", backend, Backend)
+        self.epsilon, self.n_iters, self.tol = epsilon, n_iters, tol
+        self.method, self.cost, self.gradient, self.backend = method, cost, gradient, backend
 
     def plan(self, tokens: Tensor, prototypes: Tensor, token_mask: Tensor | None = None) -> Tensor:
         return sinkhorn(
@@ -109,12 +130,16 @@ class SinkhornAssign(_Assign):
             cost=self.cost,
             epsilon=self.epsilon,
             n_iters=self.n_iters,
+            tol=self.tol,
+            method=self.method,
             gradient=self.gradient,
             token_mask=token_mask,
+            backend=self.backend,
         ).plan
 
     def extra_repr(self) -> str:
-        return f"epsilon={self.epsilon}, n_iters={self.n_iters}, cost={self.cost!r}, gradient={self.gradient!r}"
+        names = ("epsilon", "n_iters", "tol", "method", "cost", "gradient", "backend")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
 class SoftmaxAssign(_Assign):

@@ -104,8 +104,7 @@ def sinkhorn(
         >>> plan.shape, plan.argmax(-1).tolist()
         (torch.Size([4, 2]), [0, 0, 1, 1])
     """
-    if cost not in _COSTS:
-        raise ValueError(f"cost: expected one of {', '.join(_COSTS)}, got {cost!r}")
+    check_choice("cost", cost, Cost)
     check_tokens_and_prototypes(tokens, prototypes)
     check_mask(token_mask, tokens)
     if token_mask is not None:

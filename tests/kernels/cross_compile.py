@@ -1,0 +1,131 @@
+"""Compiles every kernel as its launcher would launch it, for GPUs that are not there, and prints what each one takes.
+
+Run without Triton's interpreter: `python tests/kernels/cross_compile.py`, with src and kernels on the path. The
+launchers are called with CPU tensors; instead of launching, each kernel is compiled with the very arguments, tile sizes
+and warps. One JSON line per kernel, configuration and target: registers per thread, bytes of stack and of spilled
+registers per thread, bytes of shared memory per program.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from protoad_kernels import apply, similarity
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TARGETS = (80, 90, 100)
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+NAMES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+
+
+def products(k: int, d: int, dtype: torch.dtype, *, shared: bool) -> None:
+    """Launches every kernel along the feature axis."""
+    b, n = 2, 256
+    tokens, plan = torch.zeros(b, n, d, dtype=dtype), torch.zeros(b, k, n)
+    prototypes = torch.zeros(1 if shared else b, k, d)
+    similarities, inverse = similarity.similarity_forward(tokens, prototypes)
+    similarity.similarity_backward(similarities, tokens, prototypes, similarities, inverse)
+    apply.reconstruct_backward(apply.reconstruct_forward(plan, prototypes.to(dtype)), plan, prototypes.to(dtype))
+    context, mass = apply.context_forward(plan, tokens)
+    apply.context_backward(context, plan, tokens, context, mass)
+
+
+# Calls that between them choose every tile and every branch of the launchers.
+LAUNCHES: list[Callable[[], object]] = [
+    partial(products, k, d, dtype, shared=shared)
+    for k in (10, 30, 50, 100)
+    for d, dtype, shared in ((768, torch.float32, True), (768, torch.bfloat16, False), (30, torch.float32, False))
+]
+
+
+def record(launch: Callable[[], object]) -> list[dict[str, Any]]:
+    """What a launcher would have launched: kernel, signature, constants, attributes and options of each."""
+    found: list[dict[str, Any]] = []
+
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+        bound = dict(zip(self.arg_names, args, strict=False)) | kwargs
+        found.append({"kernel": self, "options": options} | _specialised(self, bound))
+
+    original, JITFunction.run = JITFunction.run, run
+    try:
+        launch()
+    finally:
+        JITFunction.run = original
+    return found
+
+
+def _specialised(kernel: JITFunction, bound: dict[str, Any]) -> dict[str, Any]:
+    """As Triton specialises at a launch: None, True and 1 are constants, and divisibility by 16 is known."""
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        name, value = parameter.name, bound[parameter.name]
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value in (True, 1)):
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = "*" + NAMES[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i1" if isinstance(value, bool) else "i32" if abs(value) < 1 << 31 else "i64"
+            if value % 16 == 0 and not isinstance(value, bool):
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    return {"signature": signature, "constants": constants, "attributes": attributes}
+
+
+def compiled(launch: dict[str, Any], target: int) -> dict[str, Any]:
+    """Compiles one kernel and reads its resources."""
+    kernel = launch["kernel"]
+    source = ASTSource(kernel, launch["signature"], launch["constants"], launch["attributes"])
+    binary = triton.compile(source, target=GPUTarget("cuda", target, 32), options=launch["options"])
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        text = subprocess.run(
+            [CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return {
+        "kernel": kernel.__name__,
+        "target": target,
+        "registers": usage["REG"],
+        "stack": usage["STACK"],
+        "local": usage["LOCAL"],
+        "shared": binary.metadata.shared,
+        "blocks": {name: value for name, value in launch["constants"].items() if name.startswith("BLOCK")},
+        "options": launch["options"],
+    }
+
+
+def main() -> None:
+    unique = {}
+    for launch in LAUNCHES:
+        for one in record(launch):
+            unique[repr(one)] = one
+    jobs = [(one, target) for one in unique.values() for target in TARGETS]
+    with ThreadPoolExecutor(2) as pool:
+        for result in pool.map(lambda job: compiled(*job), jobs):
+            print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
