@@ -6,7 +6,6 @@ import numpy as np
 import ot
 import pytest
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from protoad.ops import cosine_cost, sinkhorn, sinkhorn_from_cost
@@ -54,16 +53,6 @@ def test_equals_pot_at_convergence(epsilon: float) -> None:
         col_mass=torch.from_numpy(b),
     ).plan
     np.testing.assert_allclose(plan.numpy(), expected, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_small_epsilon_is_the_optimal_matching(seed: int) -> None:
-    cost = torch.rand(12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    plan = sinkhorn_from_cost(cost, epsilon=1e-3, method="newton").plan
-    rows, columns = linear_sum_assignment(cost.numpy())
-    # Entropy gains at most epsilon log k for each token.
-    assert (plan * cost).sum() <= cost[rows, columns].sum() + 12 * 1e-3 * np.log(12)
-    assert (plan[rows, columns] > 0.5).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])

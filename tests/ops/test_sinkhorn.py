@@ -8,8 +8,10 @@ import numpy as np
 import ot
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from protoad.errors import ShapeError
+from protoad.nn import SinkhornAssign
 from protoad.ops import cosine_cost, sinkhorn, sinkhorn_from_cost
 
 
@@ -26,31 +28,36 @@ def test_one_iteration_by_hand() -> None:
     torch.testing.assert_close(transport.marginal_error.item(), abs(3 / 5 + 3 / 7 - 1))
 
 
-@pytest.mark.parametrize("n_iters", [1, 3, 20])
-@pytest.mark.parametrize("epsilon", [0.05, 0.5])
-def test_equals_pot_at_the_same_iteration_count(n_iters: int, epsilon: float) -> None:
-    rng = np.random.default_rng(0)
-    cost = rng.uniform(0, 2, (23, 7))
-    a, b = rng.uniform(0.5, 1.5, 23), rng.uniform(0.5, 1.5, 7)
-    b *= a.sum() / b.sum()
-    expected = ot.bregman.sinkhorn_log(a, b, cost, epsilon, numItermax=n_iters, stopThr=0, warn=False)
-    plan = sinkhorn_from_cost(
-        torch.from_numpy(cost),
-        epsilon=epsilon,
-        n_iters=n_iters,
-        row_mass=torch.from_numpy(a),
-        col_mass=torch.from_numpy(b),
-    ).plan
-    np.testing.assert_allclose(plan.numpy(), expected, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("block", range(10))
+def test_equals_pot_at_the_same_iteration_count(block: int) -> None:
+    """500 random problems of any size and mass; epsilon from 0.01 to 1."""
+    rng = np.random.default_rng(block)
+    for _ in range(50):
+        n, k, n_iters = rng.integers(1, 60), rng.integers(1, 20), int(rng.integers(1, 40))
+        epsilon = float(10 ** rng.uniform(-2, 0))
+        cost = rng.uniform(0, 2, (n, k))
+        a, b = rng.uniform(0.5, 1.5, n), rng.uniform(0.5, 1.5, k)
+        b *= a.sum() / b.sum()
+        expected = ot.bregman.sinkhorn_log(a, b, cost, epsilon, numItermax=n_iters, stopThr=0, warn=False)
+        masses = {"row_mass": torch.from_numpy(a), "col_mass": torch.from_numpy(b)}
+        plan = sinkhorn_from_cost(torch.from_numpy(cost), epsilon=epsilon, n_iters=n_iters, **masses).plan
+        np.testing.assert_allclose(plan.numpy(), expected, rtol=0, atol=1e-12)
+        single = sinkhorn_from_cost(torch.from_numpy(cost).float(), epsilon=epsilon, n_iters=n_iters, **masses).plan
+        # A cost up to 2, rounded to float32 and divided by epsilon, moves a logarithm by 2^-24 * 2 / epsilon.
+        np.testing.assert_allclose(single.numpy(), expected, rtol=0, atol=2e-6 + 2**-22 / epsilon)
 
 
-def test_small_epsilon_is_the_optimal_matching() -> None:
-    from scipy.optimize import linear_sum_assignment
-
-    cost = torch.rand(8, 8, dtype=torch.float64)
-    plan = sinkhorn_from_cost(cost, epsilon=0.002, n_iters=5000).plan
+@pytest.mark.parametrize("method", ["sinkhorn", "newton"])
+@pytest.mark.parametrize("seed", range(5))
+def test_small_epsilon_is_the_optimal_matching(method: str, seed: int) -> None:
+    cost = torch.rand(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    plan = sinkhorn_from_cost(cost, epsilon=0.001, n_iters=20_000, method=method).plan
     rows, columns = linear_sum_assignment(cost.numpy())
-    assert (plan[rows, columns] > 0.95).all()
+    # Entropy is worth at most epsilon log k for each token.
+    best = cost[rows, columns].sum()
+    missed = (plan.sum(-2) - 1).abs().sum()
+    assert best - missed <= (plan * cost).sum() <= best + 8 * 0.001 * math.log(8) + missed
+    assert (plan[rows, columns] > 0.5).all()
 
 
 @pytest.mark.parametrize("cost", ["cosine", "sqeuclidean"])
@@ -181,3 +188,41 @@ def test_wrong_shapes_are_named(call: object, message: str) -> None:
 def test_wrong_options_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sinkhorn(torch.randn(5, 8), torch.randn(3, 8), **options)
+
+
+def test_init_of_another_shape_is_named() -> None:
+    with pytest.raises(ShapeError, match=r"init: expected \(3,\)"):
+        sinkhorn(torch.randn(5, 8), torch.randn(3, 8), init=torch.zeros(5))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tol": 0.0}, "tol: expected a value above 0, got 0.0"),
+        ({"method": "lp"}, "method: expected one of sinkhorn, newton, got 'lp'"),
+        ({"backend": "cuda"}, "backend: expected one of auto, torch, triton, got 'cuda'"),
+    ],
+)
+def test_more_wrong_options_are_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sinkhorn(torch.randn(5, 8), torch.randn(3, 8), **options)
+    with pytest.raises(ValueError, match=message):
+        SinkhornAssign(**options)
+
+
+def test_triton_raises_where_it_cannot_serve_and_auto_does_not() -> None:
+    tokens, prototypes = torch.randn(5, 8, dtype=torch.float64), torch.randn(3, 8, dtype=torch.float64)
+    with pytest.raises(
+        ValueError, match=r"backend: expected what the Triton kernels can serve, got .*; use backend='torch'"
+    ):
+        sinkhorn(tokens, prototypes, backend="triton")
+    torch.testing.assert_close(
+        sinkhorn(tokens, prototypes).plan, sinkhorn(tokens, prototypes, backend="torch").plan, rtol=0, atol=0
+    )
+
+
+def test_a_mask_and_a_mass_go_together() -> None:
+    tokens, prototypes = torch.randn(2, 6, 5), torch.randn(3, 5)
+    mask, mass = torch.tensor([True, True, False, True, True, True]).expand(2, -1), torch.rand(6)
+    plan = sinkhorn(tokens, prototypes, token_mask=mask, row_mass=mass).plan
+    torch.testing.assert_close(plan.sum(-1), (mass * mask))
