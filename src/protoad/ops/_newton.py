@@ -21,6 +21,8 @@ from protoad.ops._sinkhorn_kernel import (
     row_scale,
     solvable,
     spread,
+    unit_scale,
+    warm_gauge,
     weigh,
 )
 from protoad.ops._sinkhorn_solver import Solution, column_error, empty_solution, first_gauge, first_row, publish
@@ -83,8 +85,9 @@ class _Ascent:
         self.cost, self.a, self.b, self.final = cost, a, b, epsilon
         self.steps = torch.zeros(len(cost), dtype=torch.int64, device=cost.device)
         self.epsilon = self._first_epsilon(cold=init is None)
-        self._build(first_gauge(cost, a) if init is None else init * epsilon)
-        self._first_iterations(first_row(self.shift, a, self.epsilon) if init is None else row_scale(self.kernel))
+        self._build(first_gauge(cost, a) if init is None else warm_gauge(init, epsilon))
+        cold = init is None
+        self._first_iterations(first_row(self.shift, a, self.epsilon) if cold else row_scale(self.kernel, self.v))
 
     def _first_epsilon(self, *, cold: bool) -> Tensor:
         """The epsilon (c 1) each item starts with."""
@@ -104,13 +107,13 @@ class _Ascent:
 
     def _build(self, gauge: Tensor) -> None:
         """Lets v be 1 in this gauge, for these epsilon."""
-        self.gauge, self.v = gauge, (self.b > 0).to(gauge)
+        self.gauge, self.v = gauge, unit_scale(self.b)
         self.kernel, self.shift = kernel_matrix(self.cost, gauge, self.epsilon.unsqueeze(-1))
         self.weighted = weigh(self.kernel, self.a)
 
     def _sums(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Gives the r (c n) of v, and the column sums (c k) of their plan."""
-        r = torch.bmm(v.unsqueeze(-2), self.kernel).squeeze(-2).reciprocal_()
+        r = row_scale(self.kernel, v)
         return r, (self.weighted * r.unsqueeze(-2)).sum(-1).mul_(v)
 
     def run(self, n_iters: int, tol: float) -> None:

@@ -15,6 +15,7 @@ from protoad.ops._sinkhorn_kernel import (
     quick,
     row_scale,
     solvable,
+    unit_scale,
     weigh,
 )
 from protoad.ops._sinkhorn_solver import History, first_row, split
@@ -118,6 +119,7 @@ class _Reverse:
         self, cost: Tensor, a: Tensor | None, b: Tensor, init: Tensor | None, epsilon: float, history: History
     ) -> None:
         self.cost, self.a, self.init, self.epsilon, self.history = cost, a, init, epsilon, history
+        self.first_v = unit_scale(b)
         self.b = torch.where(b == 0, 1, b)  # where v = 0, all that is divided by b is 0 as well
         self.grad_cost = torch.zeros_like(cost)
         self.grad_a, self.grad_b = torch.zeros_like(cost[..., 0, :]), torch.zeros_like(b)
@@ -141,7 +143,7 @@ class _Reverse:
             if first > 0 or self.init is not None:
                 w, y = (kernel * ys[..., 0, :].unsqueeze(-1)).sum(-2).mul_(before).neg_(), None
                 if first == 0:  # the row step that went with the given g
-                    self.grad_cost.addcmul_(weighted, (before * w).unsqueeze(-2), value=-1)
+                    self.grad_cost -= weighted * self.first_v.unsqueeze(-1) * (before * w).unsqueeze(-2)
                     self.grad_a += w
 
     def _segments(self) -> list[tuple[int, int]]:
@@ -154,7 +156,9 @@ class _Reverse:
 
     def _row_before(self, kernel: Tensor, shift: Tensor, first: int) -> Tensor:
         """The r that a segment's first iteration starts from."""
-        return first_row(shift, self.a, self.epsilon) if first == 0 and self.init is None else row_scale(kernel)
+        if first == 0 and self.init is None:
+            return first_row(shift, self.a, self.epsilon)
+        return row_scale(kernel, self.first_v)
 
     def _enter(self, grads: Gradients, kernel: Tensor, r: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Where the incoming gradients enter: w (.. n) and y (.. k) of the last iteration, as `_steps` takes them.

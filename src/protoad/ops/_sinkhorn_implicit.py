@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from protoad.ops._sinkhorn_adjoint import Gradients, empty_gradients, flat_gradients, unchange_masses
-from protoad.ops._sinkhorn_kernel import chunks, kernel_matrix, row_scale, solvable
+from protoad.ops._sinkhorn_kernel import chunks, kernel_matrix, solvable
 from protoad.ops.precision import full_precision
 
 __all__ = ["curvature", "implicit_adjoint"]
@@ -68,7 +68,7 @@ def implicit_adjoint(
 def _shares(cost: Tensor, gauge: Tensor, epsilon: float) -> Tensor:
     """S (.. k n), also of tokens without mass, of which the plan says nothing."""
     kernel, _ = kernel_matrix(cost, gauge, epsilon)
-    return kernel.mul_(row_scale(kernel).unsqueeze(-2))
+    return kernel.div_(kernel.sum(-2, keepdim=True))
 
 
 def _adjoint(grads: Gradients, shares: Tensor, a: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

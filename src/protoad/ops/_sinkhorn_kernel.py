@@ -35,6 +35,8 @@ __all__ = [
     "row_scale",
     "solvable",
     "spread",
+    "unit_scale",
+    "warm_gauge",
     "weigh",
 ]
 
@@ -106,9 +108,19 @@ def weigh(kernel: Tensor, a: Tensor | None) -> Tensor:
     return kernel if a is None else kernel * a.unsqueeze(-2)
 
 
-def row_scale(kernel: Tensor) -> Tensor:
-    """The r (.. n) that goes with v = 1."""
-    return kernel.sum(-2).reciprocal_()
+def unit_scale(b: Tensor) -> Tensor:
+    """The v (.. k) that a gauge starts with: 1, and 0 for a prototype without mass."""
+    return (b > 0).to(b)
+
+
+def row_scale(kernel: Tensor, v: Tensor) -> Tensor:
+    """The r (.. n) that goes with v."""
+    return torch.matmul(v.unsqueeze(-2), kernel).squeeze(-2).reciprocal_()
+
+
+def warm_gauge(g: Tensor, epsilon: float) -> Tensor:
+    """The gauge (.. k) of a given g; a prototype without mass, g = -inf, gets any."""
+    return torch.where(g > -torch.inf, g, 0) * epsilon
 
 
 def absorbed(gauge: Tensor, v: Tensor, epsilon: float | Tensor) -> Tensor:

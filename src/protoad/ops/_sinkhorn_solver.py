@@ -22,6 +22,8 @@ from protoad.ops._sinkhorn_kernel import (
     row_scale,
     solvable,
     spread,
+    unit_scale,
+    warm_gauge,
     weigh,
 )
 from protoad.ops.precision import full_precision
@@ -165,8 +167,9 @@ class _Chunk:
             solution.iterations.view(-1)[items],
         )
         self.history = split(solution.history[items]) if solution.history.numel() else None
-        self._build(first_gauge(self.cost, self.a) if inits is None else inits[items] * epsilon)
-        self.r = first_row(self.shift, self.a, epsilon) if inits is None else row_scale(self.kernel)
+        self._build(first_gauge(self.cost, self.a) if inits is None else warm_gauge(inits[items], epsilon))
+        cold = inits is None
+        self.r = first_row(self.shift, self.a, epsilon) if cold else row_scale(self.kernel, unit_scale(self.b))
 
     def _build(self, gauge: Tensor) -> None:
         self.gauge = gauge
@@ -191,7 +194,8 @@ class _Chunk:
                 wide, change = spread(v), spread(v / before.clamp_min(torch.finfo(v.dtype).tiny))
                 if wide + change > SPREAD:
                     self._build(absorbed(self.gauge, v, self.epsilon))
-                    self.r, v, starts, wide = row_scale(self.kernel), torch.ones_like(v), True, 0.0
+                    v, starts, wide = unit_scale(self.b), True, 0.0
+                    self.r = row_scale(self.kernel, v)
                 due = t + _harmless_iterations(wide, change)
         self._write(v, t, None if done is None else ~done)
 

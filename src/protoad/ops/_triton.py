@@ -6,9 +6,10 @@ import torch
 from protoad_kernels import apply, newton, similarity, sinkhorn, sinkhorn_adjoint
 from torch import Tensor
 
+from protoad.ops import _newton, _sinkhorn_implicit
 from protoad.ops._sinkhorn_adjoint import Gradients, flat_gradients, unchange_masses
 from protoad.ops._sinkhorn_kernel import Masses, solvable
-from protoad.ops._sinkhorn_solver import Solution, publish
+from protoad.ops._sinkhorn_solver import Solution, column_error, publish
 
 __all__ = [
     "adjoint",
@@ -23,6 +24,10 @@ __all__ = [
 ]
 
 Gradient = tuple[Tensor | None, ...]
+# The kernels work with logarithms of masses: a prototype without any gets this one, and is then given none, which saves
+# looking at its value on the host. And the potential of a prototype without mass.
+_NEXT_TO_NOTHING = 1e-30
+_ABSENT = -80.0
 
 
 def solve(
@@ -36,14 +41,22 @@ def solve(
     method: str,
     keep_history: bool,
 ) -> Solution:
-    """As `_sinkhorn_solver.solve` and `_newton.solve`."""
+    """As `_sinkhorn_solver.solve` and `_newton.solve`; an item too large for Newton's kernel is solved in torch."""
     *leading, n, k = cost.shape
+    if method == "newton" and not newton.fits(n, k):
+        return _newton.solve(cost, row_mass, col_mass, init, epsilon, n_iters, tol)
     masses = solvable(cost, row_mass, col_mass)
-    problem = _flat(cost.mT), _dense(masses.a), masses.b.contiguous(), None if init is None else _flat_rows(init)
+    problem = _problem(cost, masses, init)
     if method == "newton":
+        tol = _newton.TOLERANCE[cost.dtype] if tol is None else tol
         result = newton.newton_forward(*problem, epsilon, n_iters, tol)
     else:
         result = sinkhorn.sinkhorn_forward(*problem, epsilon, n_iters, tol, keep_history)
+    if col_mass is not None:
+        absent = masses.wanted == 0
+        result.plan.masked_fill_(absent.unsqueeze(-1), 0)
+        result.g.masked_fill_(absent, -torch.inf)
+        result.error.copy_(column_error(result.plan.sum(-1), masses.b))
     solution = Solution(
         result.plan.view(*leading, k, n).mT,
         result.f.view(*leading, n),
@@ -70,9 +83,10 @@ def adjoint(
     """As `_sinkhorn_adjoint.adjoint`."""
     masses = solvable(cost, row_mass, col_mass)
     flat = _dense_gradients(grads, masses, cost)
-    problem = _flat(cost.mT), _dense(masses.a), masses.b.contiguous(), None if init is None else _flat_rows(init)
     steps = iterations.view(-1).to(torch.int32)
-    results = sinkhorn_adjoint.sinkhorn_backward(*flat, *problem, epsilon, history, steps, of_masses)
+    results = sinkhorn_adjoint.sinkhorn_backward(
+        *flat, *_problem(cost, masses, init), epsilon, history, steps, of_masses
+    )
     return _unflat_gradients(results, masses, cost, of_masses, col_mass is None)
 
 
@@ -86,12 +100,13 @@ def implicit_adjoint(
     epsilon: float,
     of_masses: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_sinkhorn_implicit.implicit_adjoint`; the kernel needs no plan."""
+    """As `_sinkhorn_implicit.implicit_adjoint`, which serves items too large for the kernel."""
+    if not newton.fits(*cost.shape[-2:]):
+        return _sinkhorn_implicit.implicit_adjoint(grads, cost, row_mass, col_mass, plan, g, epsilon, of_masses)
     masses = solvable(cost, row_mass, col_mass)
     flat = _dense_gradients(grads, masses, cost)
-    results = sinkhorn_adjoint.implicit_backward(
-        *flat, _flat(cost.mT), _flat_rows(g), _dense(masses.a), epsilon, of_masses
-    )
+    potential = _flat_rows(torch.where(g > -torch.inf, g, _ABSENT))
+    results = newton.implicit_backward(*flat, _flat(cost.mT), potential, _dense(masses.a), epsilon, of_masses)
     return _unflat_gradients(results, masses, cost, of_masses, col_mass is None)
 
 
@@ -137,6 +152,13 @@ def context_backward(grad: Tensor, plan: Tensor, tokens: Tensor, means: Tensor, 
         _flat(grad), _flat(plan.mT).float(), _flat(tokens), _flat(means), _flat_rows(mass).float()
     )
     return of_plan.view(plan.mT.shape).mT.to(plan.dtype), of_tokens.view(tokens.shape)
+
+
+def _problem(cost: Tensor, masses: Masses, init: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """What both solvers' kernels take: cost (b k n), row mass, column mass above 0, and a start."""
+    b = torch.where(masses.b > 0, masses.b, _NEXT_TO_NOTHING)
+    start = None if init is None else _flat_rows(torch.where(init > -torch.inf, init, _ABSENT))
+    return _flat(cost.mT), _dense(masses.a), b.contiguous(), start
 
 
 def _flat(tensor: Tensor) -> Tensor:
