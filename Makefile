@@ -3,12 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check bench docs clean
+.PHONY: setup demo test check bench compare docs clean
 
 # One pip command with the constraints: a second, unconstrained one could replace the CPU torch by gigabytes of CUDA.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[timm,triton,data,viz,onnx,test,check]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[timm,triton,data,viz,onnx,bench,test,check]'
 	@touch $@
 
 setup: $(VENV)/.installed
@@ -26,6 +26,11 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m pytest -q benchmarks --benchmark-sort=fullname
+
+# The transport beside its public rivals: about ten minutes on two idle cores; rewrites docs/performance.md.
+compare: setup
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/compare.py --threads 1 2 --out benchmarks/results/cpu.json
+	$(BIN)/python benchmarks/page.py
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict

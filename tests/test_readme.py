@@ -15,13 +15,21 @@ COMMANDS = re.findall(r"^    (pirn .*?)(?:\s+#.*)?$", README, re.MULTILINE)
 
 
 def test_compose_your_own_in_fifteen_lines() -> None:
-    (block,) = BLOCKS
+    block = BLOCKS[0]
     lines = [line for line in block.splitlines() if line and not line.startswith(("import", "from"))]
     assert len(lines) <= 15
     names: dict = {}
     exec(compile(block, "README.md", "exec"), names)
     assert names["score"].shape == (2, 196)
     assert names["assign"].extra_repr()
+
+
+def test_converged_transport() -> None:
+    names: dict = {}
+    exec(compile("import torch\n" + BLOCKS[1], "README.md", "exec"), names)
+    assert names["transport"].marginal_error.max() < 1e-5
+    assert names["transport"].iterations <= 15
+    assert names["prototypes"].grad.isfinite().all()
 
 
 def test_there_are_commands_to_check() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import triton
-from protoad_kernels import apply, similarity
+from protoad_kernels import apply, similarity, sinkhorn, sinkhorn_adjoint
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -48,12 +48,37 @@ def products(k: int, d: int, dtype: torch.dtype, *, shared: bool) -> None:
     apply.context_backward(context, plan, tokens, context, mass)
 
 
+def transport(n: int, k: int, *, extras: bool, b: int = 2, n_iters: int = 2) -> None:
+    """Launches Sinkhorn's iteration and its gradient, with all optional arguments or none of them."""
+    cost, cols = torch.zeros(b, k, n), torch.zeros(b, k)
+    rows, init, tol = (torch.zeros(b, n), torch.zeros(b, k), 0.1) if extras else (None, None, None)
+    problem = cost, rows, cols, init
+    sinkhorn.sinkhorn_forward(*problem, 0.05, n_iters, tol, extras)
+    sinkhorn.sinkhorn_forward(*problem, 0.05, n_iters, None, True)
+    history, iterations = torch.zeros(b, n_iters, k), torch.zeros(b, dtype=torch.int32)
+    grads = cost, rows, cols if extras else None
+    sinkhorn_adjoint.sinkhorn_backward(*grads, *problem, 0.05, history, iterations, extras)
+
+
 # Calls that between them choose every tile and every branch of the launchers.
 LAUNCHES: list[Callable[[], object]] = [
     partial(products, k, d, dtype, shared=shared)
     for k in (10, 30, 50, 100)
     for d, dtype, shared in ((768, torch.float32, True), (768, torch.bfloat16, False), (30, torch.float32, False))
 ]
+LAUNCHES += [
+    partial(transport, n, k, extras=extras)
+    for k, sizes in {
+        1: (900,),
+        3: (900,),
+        10: (20, 60, 100, 250, 500, 784, 9000),
+        30: (250, 500),
+        50: (100, 250),
+    }.items()
+    for n in sizes
+    for extras in (False, True)
+]
+LAUNCHES += [partial(transport, n, 100, extras=extras) for n in (50, 250, 4096) for extras in (False, True)]
 
 
 def record(launch: Callable[[], object]) -> list[dict[str, Any]]:
@@ -61,7 +86,7 @@ def record(launch: Callable[[], object]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in kwargs}
         bound = dict(zip(self.arg_names, args, strict=False)) | kwargs
         found.append({"kernel": self, "options": options} | _specialised(self, bound))
 
@@ -78,7 +103,8 @@ def _specialised(kernel: JITFunction, bound: dict[str, Any]) -> dict[str, Any]:
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         name, value = parameter.name, bound[parameter.name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value in (True, 1)):
+        fixed = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (fixed and isinstance(value, int) and value in (True, 1)):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + NAMES[value.dtype]
@@ -87,7 +113,7 @@ def _specialised(kernel: JITFunction, bound: dict[str, Any]) -> dict[str, Any]:
             signature[name] = "fp32"
         else:
             signature[name] = "i1" if isinstance(value, bool) else "i32" if abs(value) < 1 << 31 else "i64"
-            if value % 16 == 0 and not isinstance(value, bool):
+            if fixed and value % 16 == 0 and not isinstance(value, bool):
                 attributes[(index,)] = [["tt.divisibility", 16]]
     return {"signature": signature, "constants": constants, "attributes": attributes}
 

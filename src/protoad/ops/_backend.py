@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 
@@ -13,6 +12,8 @@ from protoad.ops._checks import check_choice
 from protoad.ops._types import Backend
 
 __all__ = ["choose", "exporting"]
+
+_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def exporting() -> bool:
@@ -36,7 +37,7 @@ def choose(backend: Backend, tensor: Tensor, *, k: int, n: int = 1) -> str:
 
 
 def _obstacle(tensor: Tensor, k: int) -> str | None:
-    if not _installed():
+    if not _INSTALLED:
         return "no installed triton (pip install 'protoad[triton]')"
     if not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return f"tensors on {tensor.device.type}"
@@ -47,8 +48,3 @@ def _obstacle(tensor: Tensor, k: int) -> str | None:
     if k > MAX_PROTOTYPES:
         return f"{k} prototypes, more than {MAX_PROTOTYPES}"
     return None
-
-
-@functools.cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None

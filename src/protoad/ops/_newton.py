@@ -16,7 +16,7 @@ from protoad.ops._sinkhorn_kernel import (
     SPREAD,
     absorbed,
     chunks,
-    iterate,
+    iteration,
     kernel_matrix,
     row_scale,
     solvable,
@@ -102,7 +102,8 @@ class _Ascent:
     def _first_iterations(self, r: Tensor) -> None:
         vs = torch.empty_like(self.b).unsqueeze(-2).repeat(1, FIRST_ITERATIONS, 1)
         problem = self.kernel, self.weighted, self.b, r, vs
-        iterate(*(one[0] for one in problem) if len(vs) == 1 else problem)
+        kernel, weighted, b, r, steps = (one[0] for one in problem) if len(vs) == 1 else problem
+        iteration(kernel, weighted, b)(r, steps)
         self.v = vs[:, -1].contiguous()
 
     def _build(self, gauge: Tensor) -> None:

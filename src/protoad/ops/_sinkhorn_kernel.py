@@ -28,7 +28,7 @@ __all__ = [
     "Product",
     "absorbed",
     "chunks",
-    "iterate",
+    "iteration",
     "kernel_matrix",
     "products",
     "quick",
@@ -157,21 +157,31 @@ def _small(kernel: Tensor) -> bool:
     return kernel.device.type == "cpu" and kernel.shape[-2] * kernel.shape[-1] <= SMALL
 
 
-def iterate(kernel: Tensor, weighted: Tensor, b: Tensor, r: Tensor, v: Tensor) -> None:
-    """Runs as many iterations as v has rows: fills v (.. t k), and leaves the last r in r (.. n)."""
+def iteration(kernel: Tensor, weighted: Tensor, b: Tensor) -> Callable[[Tensor, Tensor], None]:
+    """The function (r, v) that runs as many iterations as v (.. t k) has rows: it fills v, and leaves the last r in r
+    (.. n). Made once for a kernel, since making it costs as much as an iteration of a small item.
+    """
     column_sums, row_sums = products(weighted, kernel)
-    library, (b, r, v, sums) = quick(kernel, b, r, v, torch.empty_like(b))
+    library, (masses, sums) = quick(kernel, b, torch.empty_like(b))
     divide, reciprocal = library.divide, library.reciprocal
-    for t in range(v.shape[-2]):
-        now = v[..., t, :]
-        column_sums(r, sums)
-        divide(b, sums, out=now)
-        row_sums(now, r)
-        reciprocal(r, out=r)
+
+    def run(r: Tensor, v: Tensor) -> None:
+        _, (rows, steps) = quick(kernel, r, v)
+        for t in range(v.shape[-2]):
+            now = steps[..., t, :]
+            column_sums(rows, sums)
+            divide(masses, sums, out=now)
+            row_sums(now, rows)
+            reciprocal(rows, out=rows)
+
+    return run
 
 
 def spread(v: Tensor) -> float:
     """The log of largest over smallest entry, of those above 0; NaN does not count."""
     values = v.numpy(force=True)
-    values = values[values > 0]
-    return math.log(float(values.max()) / float(values.min())) if values.size else 0.0
+    highest, lowest = float(values.max()), float(values.min())
+    if not lowest > 0:  # a prototype without mass, or NaN
+        values = values[values > 0]
+        highest, lowest = (float(values.max()), float(values.min())) if values.size else (1.0, 1.0)
+    return math.log(highest / lowest)

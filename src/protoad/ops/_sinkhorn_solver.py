@@ -17,7 +17,7 @@ from protoad.ops._sinkhorn_kernel import (
     Masses,
     absorbed,
     chunks,
-    iterate,
+    iteration,
     kernel_matrix,
     row_scale,
     solvable,
@@ -175,6 +175,7 @@ class _Chunk:
         self.gauge = gauge
         self.kernel, self.shift = kernel_matrix(self.cost, gauge, self.epsilon)
         self.weighted = weigh(self.kernel, self.a)
+        self.iterate = iteration(self.kernel, self.weighted, self.b)
 
     def run(self, n_iters: int, tol: float | None) -> None:
         """Iterates to the end, absorbing v before it leaves the range, and looking at the columns if need be."""
@@ -184,7 +185,7 @@ class _Chunk:
             look = n_iters if tol is None else (t // LOOK_EVERY + 1) * LOOK_EVERY
             end = min(n_iters, due, look)
             vs = self._record(t, end, starts)
-            iterate(self.kernel, self.weighted, self.b, self.r, vs)
+            self.iterate(self.r, vs)
             before, v, starts, t = vs[..., -2, :] if end - t > 1 else v, vs[..., -1, :], False, end
             if tol is not None and t in (look, n_iters):
                 done = self._look(v, done, t, tol)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -13,9 +15,11 @@ def solver_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def full_precision(tensor: Tensor) -> torch.autocast:
+def full_precision(tensor: Tensor) -> AbstractContextManager:
     """Gives a context in which autocast is off on the tensor's device."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    device = tensor.device.type
+    # Entering autocast takes as long as ten small operations.
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def unit(vectors: Tensor) -> Tensor:
