@@ -18,6 +18,8 @@ from protoad.ops._sinkhorn_kernel import (
     chunks,
     iteration,
     kernel_matrix,
+    products,
+    quick,
     row_scale,
     solvable,
     spread,
@@ -32,8 +34,8 @@ __all__ = ["TOLERANCE", "solve"]
 
 # The column error that rounding still lets through, and that a tolerance of None asks for.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}
-# Far from the solution Sinkhorn gains more than Newton, for a tenth of the price.
-FIRST_ITERATIONS = 8
+# Far from the solution Sinkhorn gains more than Newton: so many iterations cost as much as one or two steps.
+FIRST_ITERATIONS = 30
 # Below this share of the spread of the costs epsilon is approached from above, by so large a factor at a time: Newton's
 # quadratic model is good for changes of g of about epsilon.
 ANNEAL_BELOW, ANNEAL_BY = 0.02, 4.0
@@ -111,11 +113,16 @@ class _Ascent:
         self.gauge, self.v = gauge, unit_scale(self.b)
         self.kernel, self.shift = kernel_matrix(self.cost, gauge, self.epsilon.unsqueeze(-1))
         self.weighted = weigh(self.kernel, self.a)
+        self.column_sums, self.row_sums = products(self.weighted, self.kernel)
 
     def _sums(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Gives the r (c n) of v, and the column sums (c k) of their plan."""
-        r = row_scale(self.kernel, v)
-        return r, (self.weighted * r.unsqueeze(-2)).sum(-1).mul_(v)
+        r, sums = torch.empty_like(self.shift), torch.empty_like(v)
+        _, (fast_v, fast_r, fast_sums) = quick(self.kernel, v, r, sums)
+        self.row_sums(fast_v, fast_r)
+        r.reciprocal_()
+        self.column_sums(fast_r, fast_sums)
+        return r, sums.mul_(v)
 
     def run(self, n_iters: int, tol: float) -> None:
         """Climbs until every item has arrived, or has taken n_iters steps at one epsilon."""
@@ -176,9 +183,9 @@ class _Ascent:
 
     def _direction(self, r: Tensor, sums: Tensor) -> Tensor:
         """Newton's change of log v (c k), of limited length; 0 where the matrix cannot be inverted."""
-        shares = (self.kernel * r.unsqueeze(-2)).mul_(self.v.unsqueeze(-1))
-        plan = weigh(shares, self.a)
-        matrix = curvature(plan, shares, sums)
+        shares = self.kernel * r.unsqueeze(-2)  # but for v
+        overlap = (weigh(shares, self.a) @ shares.mT).mul_(self.v.unsqueeze(-1)).mul_(self.v.unsqueeze(-2))
+        matrix = curvature(overlap, sums)
         step, failed = torch.linalg.solve_ex(matrix, (self.b - sums).unsqueeze(-1))
         step = step.squeeze(-1).masked_fill_((failed != 0).unsqueeze(-1), 0).nan_to_num_(0)
         return step * (LONGEST_STEP / step.abs().amax(-1, keepdim=True)).clamp_max(1)

@@ -86,21 +86,21 @@ def _adjoint(grads: Gradients, shares: Tensor, a: Tensor | None) -> tuple[Tensor
         right = right + grads.g
     right = right - (plan * alpha.unsqueeze(-2)).sum(-1)
     right = right - right.mean(-1, keepdim=True)
-    lam = torch.linalg.solve_ex(curvature(plan, shares, sums), right.unsqueeze(-1)).result.squeeze(-1)
+    lam = torch.linalg.solve_ex(curvature(plan @ shares.mT, sums), right.unsqueeze(-1)).result.squeeze(-1)
     lam = lam - lam.mean(-1, keepdim=True)
     mu = alpha - (shares * lam.unsqueeze(-1)).sum(-2)
     grad_x = plan * (mu.unsqueeze(-2) + lam.unsqueeze(-1)).neg_()
     return grad_x if grads.plan is None else grad_x.add_(pull), mu, lam
 
 
-def curvature(plan: Tensor, shares: Tensor, sums: Tensor) -> Tensor:
-    """The k x k matrix diag c - plan^T S, made regular.
+def curvature(overlap: Tensor, sums: Tensor) -> Tensor:
+    """The k x k matrix diag c - plan^T S, from the plan^T S that prototypes share, made regular.
 
     A constant added to all of g changes nothing: 1 is its null vector, and gets the mean curvature. The small diagonal
     is for prototypes that share their tokens with no other, and for those without mass.
     """
     k, level = sums.shape[-1], sums.mean(-1)[..., None, None]
-    matrix = torch.diag_embed(sums) - plan @ shares.mT
+    matrix = torch.diag_embed(sums).sub_(overlap)
     matrix += level / k
     matrix.diagonal(dim1=-2, dim2=-1).add_(level.squeeze(-1) * 8 * torch.finfo(sums.dtype).eps)
     return matrix

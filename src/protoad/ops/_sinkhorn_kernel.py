@@ -40,14 +40,14 @@ __all__ = [
     "weigh",
 ]
 
-# Largest log(max v / min v). The gradient squares v and r: exp(2 * 30) fits into float32, and what underflows in M is
-# less than exp(30 - 87) of the sum it is missing from. The same in float64: one path for both.
+# Largest log(max v / min v). The gradient squares v and r: exp(2 * 30) fits into float32, and what is left out of M is
+# less than exp(30 - 68) of the sum it is missing from. The same in float64: one path for both.
 SPREAD = 30.0
 
-# Items up to this many entries are solved together, in NumPy, whose calls cost a third of torch's: at n = 256, k = 10
-# the calls are what takes the time. OpenBLAS multiplies a matrix of this size by a vector on one thread, so that no
-# second pool of threads competes with torch's. Larger items are solved one by one in torch, each staying in the cache.
-SMALL = 8192
+# Items up to this many entries are solved together, in NumPy: at n = 256, k = 10 calls are what takes the time, and
+# NumPy's cost a third of torch's; up to here its batched product of matrix and vector is faster, too. Larger items
+# are solved one by one in torch, each staying in the cache.
+SMALL = 1 << 17
 TOGETHER = 1 << 18
 
 Product = Callable[[Any, Any], Any]
@@ -100,7 +100,9 @@ def kernel_matrix(cost: Tensor, gauge: Tensor, epsilon: float | Tensor) -> tuple
     """M (.. k n) and s (.. n). Divided by epsilon last: close costs subtract without a rounding error."""
     kernel = gauge.unsqueeze(-1) - cost
     shift = kernel.amax(-2)
-    return kernel.sub_(shift.unsqueeze(-2)).div_(epsilon).exp_(), shift
+    kernel.sub_(shift.unsqueeze(-2)).div_(epsilon).exp_()
+    # What is next to the smallest number counts for nothing, but makes products up to a hundred times as slow.
+    return torch.threshold_(kernel, 1e8 * torch.finfo(kernel.dtype).tiny, 0.0), shift
 
 
 def weigh(kernel: Tensor, a: Tensor | None) -> Tensor:
