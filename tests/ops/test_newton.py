@@ -109,8 +109,8 @@ def test_nan_stays_in_its_item() -> None:
 
 
 def test_stops_at_the_number_of_steps_and_says_how_far_it_came() -> None:
-    transport = sinkhorn_from_cost(clusters(256, 10), epsilon=0.02, method="newton", n_iters=1)
-    assert transport.iterations == 1
+    transport = sinkhorn_from_cost(clusters(256, 10), epsilon=0.01, method="newton", n_iters=1)
+    assert transport.iterations <= 2  # one at each of at most two epsilons
     assert transport.marginal_error > 1e-4
 
 
