@@ -18,7 +18,7 @@ from torch import Tensor
 from protoad.ops import cosine_cost
 from protoad.ops.sinkhorn_reference import sinkhorn_reference
 
-SIZES = [(1, 1, 1), (3, 1, 4), (2, 7, 1), (2, 33, 2), (3, 20, 3), (2, 130, 10), (1, 70, 16), (2, 97, 17), (1, 75, 100)]
+SIZES = [(1, 1, 1), (3, 1, 4), (2, 7, 1), (2, 33, 2), (3, 20, 3), (1, 130, 10), (1, 70, 16), (2, 97, 17), (1, 75, 100)]
 sizes = pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
 routes = pytest.mark.parametrize("route", ["resident", "streaming", "split"])
 kinds = pytest.mark.parametrize("kind", ["plain", "mask", "masses", "init", "everything"])
@@ -121,8 +121,9 @@ def test_on_the_route_of_its_size(size, device) -> None:
     _assert_solves(result, problem, 12)
 
 
-@pytest.mark.parametrize("n_iters", [20, 150])
-@pytest.mark.parametrize("epsilon", [0.5, 0.05, 0.01, 0.005, 0.002, 0.001])
+@pytest.mark.parametrize(
+    ("epsilon", "n_iters"), [(0.5, 20), (0.05, 20), (0.01, 50), (0.005, 150), (0.002, 50), (0.001, 20), (0.001, 150)]
+)
 def test_small_epsilon(epsilon, n_iters, device) -> None:
     problems = [_problem((1, 200, 10), "plain", device), _clusters(256, 30, device), _clusters(256, 10, device, 1)]
     for problem in problems:
@@ -134,13 +135,13 @@ def test_small_epsilon(epsilon, n_iters, device) -> None:
 @pytest.mark.parametrize("kind", ["plain", "everything"])
 def test_small_epsilon_on_each_route(route, kind, force, device) -> None:
     force(route)
-    clusters = _clusters(150, 10, device)
+    clusters = _clusters(90, 10, device)
     clusters.epsilon = 0.002
     if kind == "everything":
-        clusters.row_mass = (torch.arange(150, device=device) % 5 > 0).float()[None]
+        clusters.row_mass = (torch.arange(90, device=device) % 5 > 0).float()[None]
         clusters.col_mass = clusters.col_mass * 0.8
         clusters.init = torch.zeros(1, 10, device=device)
-    _assert_solves(sinkhorn_forward(*clusters, 50, None, False), clusters, 50, plan=2e-5)
+    _assert_solves(sinkhorn_forward(*clusters, 30, None, False), clusters, 30, plan=2e-5)
 
 
 @routes
@@ -232,6 +233,7 @@ def test_hostile_costs_stay_finite(reach, route, force, device) -> None:
 
 
 @routes
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # numpy's, of the interpreter
 def test_nan_comes_out_where_it_went_in(route, force, device) -> None:
     problem = _problem((3, 50, 4), "plain", device)
     clean = sinkhorn_forward(*problem, 5, None, True)
@@ -249,13 +251,13 @@ def test_nan_comes_out_where_it_went_in(route, force, device) -> None:
 
 @routes
 def test_items_do_not_meet_and_runs_do_not_differ(route, force, device) -> None:
-    problem = _problem((3, 80, 6), "everything", device)
-    incoming = torch.randn(3, 6, 80, device=device), torch.randn(3, 80, device=device), torch.randn(3, 6, device=device)
+    problem = _problem((3, 70, 6), "everything", device)
+    incoming = torch.randn(3, 6, 70, device=device), torch.randn(3, 70, device=device), torch.randn(3, 6, device=device)
     force(route)
 
     def run(chosen: slice) -> list[Tensor]:
         some = problem.items(chosen)
-        result = sinkhorn_forward(*some, 6, None, True)
+        result = sinkhorn_forward(*some, 3, None, True)
         some_in = (grad[chosen].contiguous() for grad in incoming)
         return [*result, *sinkhorn_backward(*some_in, *some, result.history, result.iterations, True)]
 
@@ -314,13 +316,13 @@ def _assert_gradients(problem: Problem, n_iters: int, through: str, *, rtol: flo
 @kinds
 def test_gradients(size, route, kind, force, device) -> None:
     force(route)
-    _assert_gradients(_problem(size, kind, device), 3, "plan f g")
+    _assert_gradients(_problem(size, kind, device), 2, "plan f g")
 
 
 @routes
 @kinds
 @pytest.mark.parametrize("through", ["plan", "f", "g"])
-@pytest.mark.parametrize("n_iters", [1, 2, 7])
+@pytest.mark.parametrize("n_iters", [1, 4])
 def test_gradients_through_each_output(n_iters, through, route, kind, force, device) -> None:
     force(route)
     _assert_gradients(_problem((2, 40, 5), kind, device), n_iters, through)
@@ -344,7 +346,7 @@ def test_gradients_at_small_epsilon_on_each_route(route, force, device) -> None:
     problem = _clusters(120, 10, device)
     problem.epsilon, problem.init = 0.002, torch.zeros(1, 10, device=device)
     force(route)
-    _assert_gradients(problem, 25, "plan", rtol=1e-4)
+    _assert_gradients(problem, 12, "plan", rtol=1e-4)
 
 
 @routes
@@ -371,7 +373,8 @@ def test_gradients_to_the_cost_alone(route, force, device) -> None:
 
 @given(st.integers(1, 300), st.integers(1, 100_000), st.integers(1, tiers.MAX_PROTOTYPES), st.booleans())
 def test_tiles_cover_every_item(b, n, k, stops) -> None:
-    for tier in (tiers.forward_tier(b, n, k, stops=stops), tiers.backward_tier(b, n, k)):
+    forward = tiers.forward_tier(b, n, k, stops=stops)
+    for tier in (forward, tiers.backward_tier(b, n, k)):
         tile = tier if isinstance(tier, Tile) else tier.tile
         assert tile.block_k >= k
         # Registers of a thread: entries of a tile, and of vectors over it.
@@ -382,8 +385,4 @@ def test_tiles_cover_every_item(b, n, k, stops) -> None:
         else:
             assert tier.chunk % tile.block_n == 0
             assert (tier.splits - 1) * tier.chunk < n <= tier.splits * tier.chunk
-    assert (
-        not stops
-        or isinstance(tiers.forward_tier(b, n, k, stops=True), Tile)
-        or tiers.forward_tier(b, n, k, stops=True).splits == 1
-    )
+    assert not stops or isinstance(forward, Tile) or forward.splits == 1
