@@ -84,6 +84,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="more than 1 needs an idle machine")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--quick", action="store_true", help="two shapes, one thread, nothing compiled")
+    parser.add_argument("--tokens-first", action="store_true", help="rivals' costs as tokens @ prototypes.T")
     parser.add_argument("--out", type=Path, help="where the JSON goes; default benchmarks/results/<device>.json")
     return parser.parse_args()
 
@@ -96,6 +97,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "device": options.device,
         "quick": options.quick,
+        "tokens_first": options.tokens_first,
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
         "machine": machine(options.device),
@@ -104,7 +106,7 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
     for threads in [1] if options.quick or options.device == "cuda" else options.threads:
         torch.set_num_threads(threads)
-        settings = Settings(options.device, threads, options.quick)
+        settings = Settings(options.device, threads, options.quick, options.tokens_first)
         for section in options.sections:
             for case in SECTIONS[section](settings):
                 show(case)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -62,11 +62,14 @@ class Settings:
         device: "cpu" or "cuda".
         threads: of torch.
         quick: two shapes, short budgets, nothing compiled.
+        tokens_first: rivals get their cost with the prototypes dense in memory, as tokens @ prototypes.T gives it,
+            and not in the faster order; nothing is compiled.
     """
 
     device: str
     threads: int
     quick: bool
+    tokens_first: bool = False
 
     @property
     def seconds(self) -> float:
@@ -81,11 +84,14 @@ class Settings:
     def solvers(self) -> list[Solver]:
         """The rivals that can run here."""
         on_host = self.device == "cpu" and self.threads == 1
-        return [
+        can_run = [
             solver
             for solver in RIVALS
-            if not missing(solver.needs) and (solver.on_device or on_host) and not (solver.compiled and self.quick)
+            if not missing(solver.needs)
+            and (solver.on_device or on_host)
+            and not (solver.compiled and (self.quick or self.tokens_first))
         ]
+        return [replace(solver, layouts=("tokens first",)) for solver in can_run] if self.tokens_first else can_run
 
 
 def features(b: int, n: int, k: int, device: str) -> tuple[Tensor, Tensor]:

@@ -1,1 +1,1 @@
-"""Triton kernels and their launchers, and nothing else: no autograd, no checks, no dispatch. `protoad.ops` calls them."""
+"""Triton kernels and their launchers: no autograd, no checks, no dispatch; `protoad.ops` calls them."""

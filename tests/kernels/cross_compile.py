@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import triton
-from protoad_kernels import apply, similarity, sinkhorn, sinkhorn_adjoint
+from protoad_kernels import apply, newton, similarity, sinkhorn, sinkhorn_adjoint
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -60,6 +60,15 @@ def transport(n: int, k: int, *, extras: bool, b: int = 2, n_iters: int = 2) -> 
     sinkhorn_adjoint.sinkhorn_backward(*grads, *problem, 0.05, history, iterations, extras)
 
 
+def converged(n: int, k: int, *, extras: bool) -> None:
+    """Launches the implicit gradient, and Newton's method where it holds so much, with all arguments or the fewest."""
+    cost, cols = torch.zeros(2, k, n), torch.zeros(2, k)
+    rows, init = (torch.zeros(2, n), cols) if extras else (None, None)
+    if newton.newton_fits(n, k):
+        newton.newton_forward(cost, rows, cols, init, 0.05, 20, 1e-5)
+    newton.implicit_backward(cost if extras else None, rows, cols, cost, cols, rows, 0.05, extras)
+
+
 # Calls that between them choose every tile and every branch of the launchers.
 LAUNCHES: list[Callable[[], object]] = [
     partial(products, k, d, dtype, shared=shared)
@@ -70,6 +79,12 @@ LAUNCHES += [partial(transport, n, k, extras=True) for n, k in ((60, 10), (500, 
 LAUNCHES += [
     partial(transport, n, k, extras=extras)
     for n, k in ((900, 1), (250, 10), (784, 10), (250, 50), (250, 100), (4096, 100))
+    for extras in (False, True)
+]
+
+LAUNCHES += [
+    partial(converged, n, k, extras=extras)
+    for n, k in ((60, 3), (250, 10), (500, 10), (250, 30), (60, 50), (120, 50), (60, 100))
     for extras in (False, True)
 ]
 

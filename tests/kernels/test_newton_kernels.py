@@ -10,19 +10,9 @@ from torch import Tensor
 from protoad.ops import cosine_cost, sinkhorn_from_cost
 from protoad.ops._sinkhorn_implicit import implicit_adjoint
 
-SIZES = [
-    (2, 1, 1),
-    (2, 7, 1),
-    (1, 1, 5),
-    (3, 33, 3),
-    (2, 100, 10),
-    (1, 256, 10),
-    (2, 200, 17),
-    (1, 100, 50),
-    (1, 60, 100),
-]
+SIZES = [(2, 1, 1), (1, 1, 5), (2, 33, 3), (1, 256, 10), (2, 120, 17), (1, 60, 50)]
 sizes = pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
-masses = pytest.mark.parametrize("masses", [False, True], ids=["uniform", "masses"])
+settings = pytest.mark.parametrize(("masses", "epsilon"), [(False, 0.5), (True, 0.02), (False, 0.001)])
 
 
 def _problem(size: tuple[int, int, int], device: str, *, masses: bool) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -45,8 +35,7 @@ def _problem(size: tuple[int, int, int], device: str, *, masses: bool) -> tuple[
 
 
 @sizes
-@masses
-@pytest.mark.parametrize("epsilon", [0.5, 0.05, 0.01, 0.001])
+@settings
 def test_newton_converges_to_the_plan(size, masses, epsilon, device) -> None:
     cost, rows, cols = _problem(size, device, masses=masses)
     result = newton.newton_forward(cost, rows, cols, None, epsilon, 20, 1e-5)
@@ -65,8 +54,7 @@ def test_newton_converges_to_the_plan(size, masses, epsilon, device) -> None:
 
 
 @sizes
-@masses
-@pytest.mark.parametrize("epsilon", [0.5, 0.05, 0.01])
+@pytest.mark.parametrize(("masses", "epsilon"), [(False, 0.5), (True, 0.02)])
 def test_implicit_gradient(size, masses, epsilon, device) -> None:
     cost, rows, cols = _problem(size, device, masses=masses)
     solved = sinkhorn_from_cost(
@@ -94,7 +82,7 @@ def test_implicit_gradient(size, masses, epsilon, device) -> None:
         for name, one, other in zip(("cost", "row_mass", "col_mass"), result, expected, strict=True):
             if name == "col_mass" and size[2] == 1:
                 continue  # one column has no potential of its own
-            scale = other.abs().max().clamp_min(1e-3).item()
+            scale = other.abs().max().clamp_min(0.01).item()  # not below what cancels where it is 0
             torch.testing.assert_close(
                 one.double(), other, rtol=0, atol=2e-4 * scale, msg=lambda m, name=name: name + m
             )

@@ -174,12 +174,16 @@ def test_each_item_stops_at_its_own_tolerance(route, keep, force, device) -> Non
             assert (result.history[i, t:] == 0).all()
 
 
-def test_masses_of_unequal_totals_let_potentials_drift(device) -> None:
-    problem = _problem((2, 50, 5), "masses", device)
-    problem.col_mass = problem.col_mass / 1000
-    result = sinkhorn_forward(*problem, 40, None, False)
-    _assert_solves(result, problem, 40)
-    assert (result.g.abs() > 200).all()
+@routes
+@pytest.mark.parametrize("epsilon", [0.05, 0.001])
+def test_masses_of_unequal_totals_let_potentials_drift(epsilon, route, force, device) -> None:
+    problem = _problem((1, 50, 5), "masses", device, epsilon=epsilon)
+    problem.col_mass = problem.col_mass / 1e8
+    force(route)
+    result = sinkhorn_forward(*problem, 15, None, False)
+    # Every second iteration is absorbed into the gauge, also the last, and nothing is lost.
+    _assert_solves(result, problem, 15, plan=1e-5)
+    assert (result.g < -100).all()
 
 
 @routes

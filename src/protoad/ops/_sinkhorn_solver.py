@@ -29,6 +29,7 @@ from protoad.ops._sinkhorn_kernel import (
 from protoad.ops.precision import full_precision
 
 __all__ = [
+    "LOOK_EVERY",
     "History",
     "Solution",
     "column_error",

@@ -9,7 +9,7 @@ from torch import Tensor
 from protoad.ops import _newton, _sinkhorn_implicit
 from protoad.ops._sinkhorn_adjoint import Gradients, flat_gradients, unchange_masses
 from protoad.ops._sinkhorn_kernel import Masses, solvable
-from protoad.ops._sinkhorn_solver import Solution, column_error, publish
+from protoad.ops._sinkhorn_solver import LOOK_EVERY, Solution, column_error, publish
 
 __all__ = [
     "adjoint",
@@ -43,7 +43,7 @@ def solve(
 ) -> Solution:
     """As `_sinkhorn_solver.solve` and `_newton.solve`; an item too large for Newton's kernel is solved in torch."""
     *leading, n, k = cost.shape
-    if method == "newton" and not newton.fits(n, k):
+    if method == "newton" and not newton.newton_fits(n, k):
         return _newton.solve(cost, row_mass, col_mass, init, epsilon, n_iters, tol)
     masses = solvable(cost, row_mass, col_mass)
     problem = _problem(cost, masses, init)
@@ -51,7 +51,7 @@ def solve(
         tol = _newton.TOLERANCE[cost.dtype] if tol is None else tol
         result = newton.newton_forward(*problem, epsilon, n_iters, tol)
     else:
-        result = sinkhorn.sinkhorn_forward(*problem, epsilon, n_iters, tol, keep_history)
+        result = sinkhorn.sinkhorn_forward(*problem, epsilon, n_iters, tol, keep_history, look_every=LOOK_EVERY)
     if col_mass is not None:
         absent = masses.wanted == 0
         result.plan.masked_fill_(absent.unsqueeze(-1), 0)
@@ -84,8 +84,9 @@ def adjoint(
     masses = solvable(cost, row_mass, col_mass)
     flat = _dense_gradients(grads, masses, cost)
     steps = iterations.view(-1).to(torch.int32)
+    problem = _problem(cost, masses, init)
     results = sinkhorn_adjoint.sinkhorn_backward(
-        *flat, *_problem(cost, masses, init), epsilon, history, steps, of_masses
+        flat.plan, flat.f, flat.g, *problem, epsilon, history, steps, of_masses
     )
     return _unflat_gradients(results, masses, cost, of_masses, col_mass is None)
 
@@ -101,7 +102,7 @@ def implicit_adjoint(
     of_masses: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `_sinkhorn_implicit.implicit_adjoint`, which serves items too large for the kernel."""
-    if not newton.fits(*cost.shape[-2:]):
+    if not newton.implicit_fits(*cost.shape[-2:]):
         return _sinkhorn_implicit.implicit_adjoint(grads, cost, row_mass, col_mass, plan, g, epsilon, of_masses)
     masses = solvable(cost, row_mass, col_mass)
     flat = _dense_gradients(grads, masses, cost)
