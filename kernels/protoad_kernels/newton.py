@@ -49,7 +49,8 @@ EPS = tl.constexpr(torch.finfo(torch.float32).eps)
 
 def newton_fits(n: int, k: int) -> bool:
     """Whether `newton_forward` can hold an item of n tokens and k prototypes."""
-    return tiers.plan_tile(n, k).block_n >= n
+    tile = tiers.plan_tile(n, k)
+    return tile.block_n >= n and tile.block_k <= 64  # vectors over more prototypes spill
 
 
 def implicit_fits(n: int, k: int) -> bool:
