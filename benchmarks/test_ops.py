@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from protoad.nn import CrossModalPrototypeGAT, GatedProtoCrossAttention, GRUPrototypeRefiner, SinkhornAssign
-from protoad.ops import sinkhorn_from_cost
+from protoad.ops import sinkhorn, sinkhorn_from_cost, transport_context, transport_reconstruct
 from protoad.ops.sinkhorn_reference import sinkhorn_reference
 
 torch.set_num_threads(1)
 SHAPES = [(1, 256, 10), (8, 256, 10), (1, 784, 10), (8, 784, 10), (8, 784, 100)]
+WAYS = {"unrolled": {}, "implicit": {"gradient": "implicit"}, "newton": {"method": "newton"}}
 sizes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 
 
@@ -34,6 +35,29 @@ def _run(solve, cost, backward) -> None:
     plan = solve(cost, epsilon=0.05, n_iters=20).plan
     if backward:
         plan.square().sum().backward()
+
+
+@sizes
+@pytest.mark.parametrize(
+    "options", [{}, {"gradient": "implicit"}, {"method": "newton"}], ids=["", "implicit", "newton"]
+)
+def test_tokens_to_reconstruction_and_back(benchmark, shape, options) -> None:
+    b, n, k = shape
+    tokens, prototypes = torch.randn(b, n, 384, requires_grad=True), torch.randn(k, 384, requires_grad=True)
+    benchmark.group = f"tokens to reconstruction {shape}, forward+backward"
+
+    def step() -> None:
+        transport_reconstruct(sinkhorn(tokens, prototypes, **options).plan, prototypes).square().sum().backward()
+
+    benchmark(step)
+
+
+@sizes
+def test_context(benchmark, shape) -> None:
+    b, n, k = shape
+    plan, tokens = torch.rand(b, k, n).mT.requires_grad_(), torch.randn(b, n, 384, requires_grad=True)
+    benchmark.group = "context, forward+backward"
+    benchmark(lambda: transport_context(plan, tokens).square().sum().backward())
 
 
 @pytest.mark.parametrize("name", ["assign", "refine", "align", "inject"])
