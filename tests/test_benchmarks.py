@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-import pytest
-import torch
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-
 import measure
 import page
+import pytest
 import rivals
 import sections
+import torch
 
 from protoad.ops.sinkhorn_reference import sinkhorn_reference
 
