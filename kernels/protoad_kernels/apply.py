@@ -39,11 +39,7 @@ def reconstruct_forward(plan: Tensor, prototypes: Tensor) -> Tensor:
         k,
         d,
         batch_stride(prototypes),
-        BLOCK_K=size.k,
-        BLOCK_N=size.n,
-        BLOCK_D=size.d,
-        num_warps=size.warps,
-        num_stages=size.stages,
+        **size.launch(),
     )
     return rebuilt
 
@@ -75,11 +71,7 @@ def reconstruct_backward(grad: Tensor, plan: Tensor, prototypes: Tensor) -> tupl
         k,
         d,
         batch_stride(prototypes),
-        BLOCK_K=size.k,
-        BLOCK_N=size.n,
-        BLOCK_D=size.d,
-        num_warps=size.warps,
-        num_stages=size.stages,
+        **size.launch(),
     )
     total = partial.sum((0, 1) if len(prototypes) == 1 else 1).view(prototypes.shape)
     return grad_plan, total.to(prototypes.dtype)
@@ -109,11 +101,7 @@ def context_forward(plan: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         n,
         k,
         d,
-        BLOCK_K=size.k,
-        BLOCK_N=size.n,
-        BLOCK_D=size.d,
-        num_warps=size.warps,
-        num_stages=size.stages,
+        **size.launch(),
     )
     mass = partial_mass.sum(1)
     return (partial.sum(1) / _above_zero(mass)).to(tokens.dtype), mass
@@ -152,11 +140,7 @@ def context_backward(
         n,
         k,
         d,
-        BLOCK_K=size.k,
-        BLOCK_N=size.n,
-        BLOCK_D=size.d,
-        num_warps=size.warps,
-        num_stages=size.stages,
+        **size.launch(),
     )
     return grad_plan, grad_tokens
 

@@ -21,6 +21,16 @@ class Blocks(NamedTuple):
     warps: int
     stages: int
 
+    def launch(self) -> dict[str, int]:
+        """Gives what a kernel is launched with."""
+        return {
+            "BLOCK_K": self.k,
+            "BLOCK_N": self.n,
+            "BLOCK_D": self.d,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
+
 
 def blocks(k: int, d: int) -> Blocks:
     """All prototypes, beside as many tokens and features as every kernel compiles without spilling registers."""

@@ -40,11 +40,7 @@ def similarity_forward(tokens: Tensor, directions: Tensor) -> tuple[Tensor, Tens
         k,
         d,
         batch_stride(directions),
-        BLOCK_K=size.k,
-        BLOCK_N=size.n,
-        BLOCK_D=size.d,
-        num_warps=size.warps,
-        num_stages=size.stages,
+        **size.launch(),
     )
     return similarity, inverse
 
@@ -84,11 +80,7 @@ def similarity_backward(
         k,
         d,
         batch_stride(directions),
-        BLOCK_K=size.k,
-        BLOCK_N=size.n,
-        BLOCK_D=size.d,
-        num_warps=size.warps,
-        num_stages=size.stages,
+        **size.launch(),
     )
     return grad_tokens, partial.sum((0, 1) if len(directions) == 1 else 1).view(directions.shape)
 
