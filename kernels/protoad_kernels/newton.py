@@ -28,6 +28,7 @@ from protoad_kernels.sinkhorn import (
     next_columns,
     out_of_range,
     row_potential,
+    rows,
     start_terms,
     store_potential,
     store_tile,
@@ -93,7 +94,7 @@ def newton_forward(
         cost,
         row_mass,
         col_mass,
-        init,
+        None if init is None else rows(cost, row_mass, init, epsilon),
         *result[:5],
         n,
         k,
@@ -158,7 +159,7 @@ def _newton_fwd_kernel(
     cost,
     row_mass,
     col_mass,
-    init,
+    start,
     plan,
     f,
     g,
@@ -180,19 +181,18 @@ def _newton_fwd_kernel(
     b = tl.load(col_mass + item * k + prototypes, mask=real, other=0.0)
 
     block = load_tile(cost, item, prototypes, tokens, real, inside, n, k, INF)
-    if init is None:
-        epsilon = _first_epsilon(block, real, inside, final)
-        f_start = load_start(None, a, item * n + tokens, inside)
-        gauge = tl.where(real, lowest_of_tokens(block - f_start[:, None, :]), 0.0)
-        v = next_columns(sum_of_tokens(start_terms(block, gauge, f_start, 1.0 / epsilon * LOG2E)), b, real)
-    else:
-        epsilon = final * 1.0
-        gauge = tl.load(init + item * k + prototypes, mask=real, other=0.0) * final
-        v = tl.where(real, 1.0, 0.0)
+    epsilon = final * 1.0 if start is not None else _first_epsilon(block, real, inside, final)
+    f_start = load_start(start, a, item * n + tokens, inside)
+    gauge = tl.where(real, lowest_of_tokens(block - f_start[:, None, :]), 0.0)
+    v = next_columns(sum_of_tokens(start_terms(block, gauge, f_start, 1.0 / epsilon * LOG2E)), b, real)
     kernel, shift = kernel_matrix(block, gauge, inside, 1.0 / epsilon * LOG2E)
     for _ in range(FIRST_ITERATIONS):
         u = a * _rows(kernel, v, inside)
         v = next_columns(sum_of_tokens(kernel * u[:, None, :]), b, real)
+        if out_of_range(v, real):
+            gauge, v = absorb(gauge, v, real, 1.0 / epsilon * LOG2E)
+            block = load_tile(cost, item, prototypes, tokens, real, inside, n, k, INF)
+            kernel, shift = kernel_matrix(block, gauge, inside, 1.0 / epsilon * LOG2E)
 
     steps, here, running = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32), tl.full((), 1, tl.int32)
     while running > 0:

@@ -113,3 +113,10 @@ def test_nan_ends(device) -> None:
     assert result.plan[0].isnan().any()
     assert torch.isfinite(result.plan[1]).all()
     assert result.error[0].isnan()
+
+
+def test_a_start_far_off_at_a_small_epsilon_stays_in_range(device) -> None:
+    cost, _, cols = _problem((1, 60, 5), device, masses=False)
+    far = 1000 * torch.randn(1, 5, generator=torch.Generator().manual_seed(0)).to(device)
+    result = newton.newton_forward(cost, None, cols, far, 1e-3, 100, 1e-5)
+    assert (result.error < 1e-4).all()

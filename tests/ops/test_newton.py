@@ -121,3 +121,12 @@ def test_extreme_sizes(size: tuple[int, int]) -> None:
     torch.testing.assert_close(
         plan.sum(-2), torch.full((size[1],), size[0] / size[1], dtype=torch.float64), rtol=2e-6, atol=0
     )
+
+
+@pytest.mark.parametrize("size", [(256, 10), (64, 30)])
+def test_a_start_far_off_at_a_small_epsilon_stays_in_range(size: tuple[int, int]) -> None:
+    cost = torch.stack([clusters(*size, seed=seed) for seed in range(3)])
+    far = 1000 * torch.randn(3, size[1], generator=torch.Generator().manual_seed(0))
+    for items in (slice(0, 1), slice(None)):
+        transport = sinkhorn_from_cost(cost[items], epsilon=1e-3, method="newton", init=far[items], n_iters=100)
+        assert (transport.marginal_error < 1e-4).all()

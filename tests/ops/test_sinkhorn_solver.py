@@ -207,3 +207,18 @@ def test_autocast_does_not_reach_the_gradient() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         grads = torch.autograd.grad(sinkhorn(*inputs).plan.square().sum(), inputs)
     torch.testing.assert_close(grads, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.001])
+def test_a_start_far_off_is_followed_as_the_reference_does(epsilon: float) -> None:
+    cost = torch.stack([_clusters(64, 7, seed=seed) for seed in range(3)])
+    far = 1000 * torch.randn(3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = torch.randn(cost.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    plans, grads = [], []
+    for function in (sinkhorn_from_cost, sinkhorn_reference):
+        inputs = cost.double().requires_grad_()
+        plans.append(function(inputs, epsilon=epsilon, n_iters=12, init=far).plan)
+        grads.append(torch.autograd.grad((plans[-1] * weights).sum(), inputs)[0])
+    torch.testing.assert_close(*plans, rtol=0, atol=1e-9)
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-7 * grads[1].abs().max().item())
+    assert torch.isfinite(sinkhorn_from_cost(cost, epsilon=epsilon, n_iters=12, init=far.float()).plan).all()

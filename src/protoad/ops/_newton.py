@@ -7,6 +7,7 @@ curvature diag c - plan^T S (`_sinkhorn_implicit.curvature`). Notation as in `_s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from protoad.ops._sinkhorn_kernel import (
     SPREAD,
     absorbed,
     chunks,
+    first_gauge,
+    first_row,
     iteration,
     kernel_matrix,
     products,
@@ -24,18 +27,19 @@ from protoad.ops._sinkhorn_kernel import (
     solvable,
     spread,
     unit_scale,
-    warm_gauge,
+    warm_row,
     weigh,
 )
-from protoad.ops._sinkhorn_solver import Solution, column_error, empty_solution, first_gauge, first_row, publish
+from protoad.ops._sinkhorn_solver import Solution, column_error, empty_solution, publish
 from protoad.ops.precision import full_precision
 
 __all__ = ["TOLERANCE", "solve"]
 
 # The column error that rounding still lets through, and that a tolerance of None asks for.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}
-# Far from the solution Sinkhorn gains more than Newton: so many iterations cost as much as one or two steps.
-FIRST_ITERATIONS = 30
+# Far from the solution Sinkhorn gains more than Newton: so many iterations cost as much as one or two steps. v survives
+# a few between two looks at its range.
+FIRST_ROUNDS, ITERATIONS_A_ROUND = 10, 3
 # Below this share of the spread of the costs epsilon is approached from above, by so large a factor at a time: Newton's
 # quadratic model is good for changes of g of about epsilon.
 ANNEAL_BELOW, ANNEAL_BY = 0.02, 4.0
@@ -87,9 +91,9 @@ class _Ascent:
         self.cost, self.a, self.b, self.final = cost, a, b, epsilon
         self.steps = torch.zeros(len(cost), dtype=torch.int64, device=cost.device)
         self.epsilon = self._first_epsilon(cold=init is None)
-        self._build(first_gauge(cost, a) if init is None else warm_gauge(init, epsilon))
-        cold = init is None
-        self._first_iterations(first_row(self.shift, a, self.epsilon) if cold else row_scale(self.kernel, self.v))
+        start = None if init is None else warm_row(cost, init, b, epsilon)
+        self._build(first_gauge(cost, a, start))
+        self._first_iterations(first_row(self.shift, a, start, self.epsilon))
 
     def _first_epsilon(self, *, cold: bool) -> Tensor:
         """The epsilon (c 1) each item starts with."""
@@ -102,11 +106,19 @@ class _Ascent:
         return epsilon
 
     def _first_iterations(self, r: Tensor) -> None:
-        vs = torch.empty_like(self.b).unsqueeze(-2).repeat(1, FIRST_ITERATIONS, 1)
-        problem = self.kernel, self.weighted, self.b, r, vs
-        kernel, weighted, b, r, steps = (one[0] for one in problem) if len(vs) == 1 else problem
-        iteration(kernel, weighted, b)(r, steps)
-        self.v = vs[:, -1].contiguous()
+        vs = self.b.new_empty((len(self.b), ITERATIONS_A_ROUND, self.b.shape[-1]))
+        run = self._iteration()
+        for _ in range(FIRST_ROUNDS):
+            run(r, vs) if len(vs) > 1 else run(r[0], vs[0])
+            self.v = vs[:, -1].contiguous()
+            if spread(self.v) > SPREAD:
+                self._build(absorbed(self.gauge, self.v, self.epsilon))
+                r, run = row_scale(self.kernel, self.v), self._iteration()
+
+    def _iteration(self) -> Callable[[Tensor, Tensor], None]:
+        if len(self.b) == 1:
+            return iteration(self.kernel[0], self.weighted[0], self.b[0])
+        return iteration(self.kernel, self.weighted, self.b)
 
     def _build(self, gauge: Tensor) -> None:
         """Lets v be 1 in this gauge, for these epsilon."""

@@ -10,15 +10,18 @@ from torch import Tensor
 from protoad.ops._sinkhorn_kernel import (
     Masses,
     chunks,
+    first_row,
     kernel_matrix,
     products,
     quick,
     row_scale,
     solvable,
     unit_scale,
+    warm_kernel,
+    warm_row,
     weigh,
 )
-from protoad.ops._sinkhorn_solver import History, first_row, split
+from protoad.ops._sinkhorn_solver import History, split
 from protoad.ops.precision import full_precision
 
 __all__ = ["Gradients", "adjoint", "empty_gradients", "flat_gradients", "unchange_masses"]
@@ -142,9 +145,8 @@ class _Reverse:
             self.grad_b += (ys / v).sum(-2)
             if first > 0 or self.init is not None:
                 w, y = (kernel * ys[..., 0, :].unsqueeze(-1)).sum(-2).mul_(before).neg_(), None
-                if first == 0:  # the row step that went with the given g
-                    self.grad_cost -= weighted * self.first_v.unsqueeze(-1) * (before * w).unsqueeze(-2)
-                    self.grad_a += w
+                if first == 0 and self.init is not None:
+                    self._row_step(w, self.init)
 
     def _segments(self) -> list[tuple[int, int]]:
         """First iteration and end of each, from the last; all items of a chunk are absorbed at once, so that the first
@@ -156,9 +158,18 @@ class _Reverse:
 
     def _row_before(self, kernel: Tensor, shift: Tensor, first: int) -> Tensor:
         """The r that a segment's first iteration starts from."""
-        if first == 0 and self.init is None:
-            return first_row(shift, self.a, self.epsilon)
-        return row_scale(kernel, self.first_v)
+        if first > 0:
+            return row_scale(kernel, self.first_v)
+        start = None if self.init is None else warm_row(self.cost, self.init, self.first_v, self.epsilon)
+        return first_row(shift, self.a, start, self.epsilon)
+
+    def _row_step(self, w: Tensor, g: Tensor) -> None:
+        """The step from a given g to the f that goes with it."""
+        kernel, _ = warm_kernel(self.cost, g, self.epsilon)
+        kernel = kernel * self.first_v.unsqueeze(-1)
+        shares = kernel / kernel.sum(-2, keepdim=True)
+        self.grad_cost -= weigh(shares, self.a) * w.unsqueeze(-2)
+        self.grad_a += w
 
     def _enter(self, grads: Gradients, kernel: Tensor, r: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Where the incoming gradients enter: w (.. n) and y (.. k) of the last iteration, as `_steps` takes them.

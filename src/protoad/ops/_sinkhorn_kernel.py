@@ -28,6 +28,8 @@ __all__ = [
     "Product",
     "absorbed",
     "chunks",
+    "first_gauge",
+    "first_row",
     "iteration",
     "kernel_matrix",
     "products",
@@ -36,7 +38,8 @@ __all__ = [
     "solvable",
     "spread",
     "unit_scale",
-    "warm_gauge",
+    "warm_kernel",
+    "warm_row",
     "weigh",
 ]
 
@@ -120,9 +123,34 @@ def row_scale(kernel: Tensor, v: Tensor) -> Tensor:
     return torch.matmul(v.unsqueeze(-2), kernel).squeeze(-2).reciprocal_()
 
 
-def warm_gauge(g: Tensor, epsilon: float) -> Tensor:
-    """The gauge (.. k) of a given g; a prototype without mass, g = -inf, gets any."""
-    return torch.where(g > -torch.inf, g, 0) * epsilon
+def warm_kernel(cost: Tensor, g: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """M and s in the gauge of a given g; a prototype without mass, g = -inf, gets any."""
+    return kernel_matrix(cost, torch.where(g > -torch.inf, g, 0) * epsilon, epsilon)
+
+
+def warm_row(cost: Tensor, g: Tensor, b: Tensor, epsilon: float) -> Tensor:
+    """The f - log a (.. n) that goes with a given g, in units of the cost."""
+    kernel, shift = warm_kernel(cost, g, epsilon)
+    return row_scale(kernel, unit_scale(b)).log_().mul_(epsilon).sub_(shift)
+
+
+def first_gauge(cost: Tensor, a: Tensor | None, start: Tensor | None) -> Tensor:
+    """The cheapest cost of each prototype among tokens with mass, less the f that they start with: its first column sum
+    is then at least that of one token, whatever epsilon and the start are.
+    """
+    if start is not None:
+        cost = cost - start.unsqueeze(-2)
+    if a is not None:
+        cost = cost.masked_fill((a == 0).unsqueeze(-2), torch.inf)
+    return cost.amin(-1)
+
+
+def first_row(shift: Tensor, a: Tensor | None, start: Tensor | None, epsilon: float | Tensor) -> Tensor:
+    """The r (.. n) of the start, f = 0 unless given, at tokens with mass, and of f = -inf at others."""
+    r = ((shift if start is None else shift + start) / epsilon).exp_()
+    if a is None:
+        return r
+    return torch.where(a > 0, r / a if start is None else r, 0)
 
 
 def absorbed(gauge: Tensor, v: Tensor, epsilon: float | Tensor) -> Tensor:

@@ -17,13 +17,15 @@ from protoad.ops._sinkhorn_kernel import (
     Masses,
     absorbed,
     chunks,
+    first_gauge,
+    first_row,
     iteration,
     kernel_matrix,
     row_scale,
     solvable,
     spread,
     unit_scale,
-    warm_gauge,
+    warm_row,
     weigh,
 )
 from protoad.ops.precision import full_precision
@@ -34,8 +36,6 @@ __all__ = [
     "Solution",
     "column_error",
     "empty_solution",
-    "first_gauge",
-    "first_row",
     "publish",
     "solve",
     "split",
@@ -168,9 +168,9 @@ class _Chunk:
             solution.iterations.view(-1)[items],
         )
         self.history = split(solution.history[items]) if solution.history.numel() else None
-        self._build(first_gauge(self.cost, self.a) if inits is None else warm_gauge(inits[items], epsilon))
-        cold = inits is None
-        self.r = first_row(self.shift, self.a, epsilon) if cold else row_scale(self.kernel, unit_scale(self.b))
+        start = None if inits is None else warm_row(self.cost, inits[items], self.b, epsilon)
+        self._build(first_gauge(self.cost, self.a, start))
+        self.r = first_row(self.shift, self.a, start, epsilon)
 
     def _build(self, gauge: Tensor) -> None:
         self.gauge = gauge
@@ -237,19 +237,6 @@ class _Chunk:
         torch.log(v, out=g).add_(self.gauge / self.epsilon)
         error.copy_(column_error(plan.sum(-1), self.b))
         iterations.fill_(t)
-
-
-def first_row(shift: Tensor, a: Tensor | None, epsilon: float | Tensor) -> Tensor:
-    """The r of f = 0 at tokens with mass, and of f = -inf at others."""
-    r = (shift / epsilon).exp_()
-    return r if a is None else torch.where(a > 0, r / a, 0)
-
-
-def first_gauge(cost: Tensor, a: Tensor | None) -> Tensor:
-    """The cheapest cost of each prototype among tokens with mass: its first column sum then lies in [1, n]."""
-    if a is not None:
-        cost = cost.masked_fill((a == 0).unsqueeze(-2), torch.inf)
-    return cost.amin(-1)
 
 
 def _harmless_iterations(wide: float, change: float) -> int:
