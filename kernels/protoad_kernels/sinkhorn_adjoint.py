@@ -413,5 +413,5 @@ def _leave_plan(grad_plan, grad_f, kernel, a, item, prototypes, tokens, real, in
 def _first_terms(cost, gauge, f, pull, b, scale):
     """What the first columns take from each token, for mass 1: (gradient to g_1) / b o exp(g_1 - C / epsilon + f)."""
     exponent = (gauge[None, :, None] - cost + f[:, None, :]) * scale
-    # Only a token without mass can be above: it would be infinite, and is taken no part of.
-    return tl.exp2(tl.minimum(exponent, FARTHEST)) * (pull / b)[None, :, None]
+    # It is at most b / a: only for a token without mass, of which nothing is taken, can it be out of range.
+    return tl.exp2(tl.minimum(exponent, 126.0)) * (pull / b)[None, :, None]
