@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs
-"""Tiles of the kernels that walk along the feature axis, and the loads and strides they share."""
+"""Tiles of the kernels with a feature axis, how tokens are split over programs, and loads and stores they share."""
 
 from __future__ import annotations
 
@@ -9,38 +9,49 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["Blocks", "batch_stride", "blocks", "load_rows"]
+__all__ = ["Blocks", "batch_stride", "blocks", "load_rows", "split_tokens", "store_rows"]
+
+# Programs that fill a large GPU, two on each of its multiprocessors.
+_PROGRAMS = 264
 
 
 class Blocks(NamedTuple):
-    """Prototypes, tokens and features of a tile, powers of two, its warps, and how many tiles are on their way."""
+    """Prototypes, tokens and features of a tile, powers of two, and its warps."""
 
     k: int
     n: int
     d: int
     warps: int
-    stages: int
 
     def launch(self) -> dict[str, int]:
-        """Gives what a kernel is launched with."""
+        """Gives what a kernel is launched with.
+
+        Told that it may use all registers, the assembler does not spill some to make room for more programs.
+        """
         return {
             "BLOCK_K": self.k,
             "BLOCK_N": self.n,
             "BLOCK_D": self.d,
             "num_warps": self.warps,
-            "num_stages": self.stages,
+            "num_stages": 3,
+            "maxnreg": 255,
         }
 
 
-def blocks(k: int, d: int) -> Blocks:
-    """All prototypes, beside as many tokens and features as every kernel compiles without spilling registers."""
-    block_k = max(16, triton.next_power_of_2(k))
-    block_d = min(16 if block_k > 32 else 32, max(16, triton.next_power_of_2(d)))
-    if block_k == 16:
-        return Blocks(block_k, 64, block_d, 4, 3)
-    if block_k <= 64:
-        return Blocks(block_k, 32, block_d, 8, 3)
-    return Blocks(block_k, 16, block_d, 8, 1)
+def blocks(k: int, d: int, *, most_k: int = 64, n: int = 32, most_d: int = 64) -> Blocks:
+    """As many prototypes and features as there are, up to the most whose registers compile without spills."""
+    block_k = min(most_k, max(16, triton.next_power_of_2(k)))
+    return Blocks(block_k, n, min(most_d, max(16, triton.next_power_of_2(d))), 4 if block_k == 16 else 8)
+
+
+def split_tokens(n: int, block_n: int, programs: int) -> tuple[int, int]:
+    """Gives how many splits of n tokens fill the GPU beside so many programs, and the tokens of each.
+
+    A split leaves a partial sum behind: there are no more splits than that takes, and none below two blocks of tokens.
+    """
+    splits = min(triton.cdiv(_PROGRAMS, programs), triton.cdiv(n, 2 * block_n))
+    chunk = triton.cdiv(triton.cdiv(n, splits), block_n) * block_n
+    return triton.cdiv(n, chunk), chunk
 
 
 def batch_stride(tensor: Tensor) -> int:
@@ -54,3 +65,11 @@ def load_rows(base, rows, columns, num_rows, num_columns):
     inside = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
     tile = tl.load(base + rows[:, None].to(tl.int64) * num_columns + columns[None, :], mask=inside, other=0.0)
     return tile.to(tl.float32)
+
+
+@triton.jit
+def store_rows(base, tile, rows, columns, num_rows, num_columns):
+    """Stores a tile (rows columns) of a dense matrix in the dtype of the matrix."""
+    inside = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
+    pointers = base + rows[:, None].to(tl.int64) * num_columns + columns[None, :]
+    tl.store(pointers, tile.to(base.dtype.element_ty), mask=inside)

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from protoad_kernels.blocks import batch_stride, blocks, load_rows
+from protoad_kernels.apply import mix, sum_splits, sum_tokens
+from protoad_kernels.blocks import batch_stride, blocks, load_rows, split_tokens, store_rows
 
 __all__ = ["similarity_backward", "similarity_forward"]
 
@@ -30,17 +31,9 @@ def similarity_forward(tokens: Tensor, directions: Tensor) -> tuple[Tensor, Tens
     k = directions.shape[1]
     similarity = torch.empty((b, k, n), device=tokens.device, dtype=torch.float32)
     inverse = torch.empty((b, n), device=tokens.device, dtype=torch.float32)
-    size = blocks(k, d)
-    _similarity_fwd_kernel[(triton.cdiv(n, size.n), b)](
-        tokens,
-        directions,
-        similarity,
-        inverse,
-        n,
-        k,
-        d,
-        batch_stride(directions),
-        **size.launch(),
+    size = blocks(k, d, most_d=64 if k <= 16 else 32)
+    _similarity_fwd_kernel[(b * triton.cdiv(n, size.n) * triton.cdiv(k, size.k),)](
+        tokens, directions, similarity, inverse, n, k, d, batch_stride(directions), **size.launch()
     )
     return similarity, inverse
 
@@ -48,13 +41,14 @@ def similarity_forward(tokens: Tensor, directions: Tensor) -> tuple[Tensor, Tens
 def similarity_backward(
     grad: Tensor, tokens: Tensor, directions: Tensor, similarity: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gives the gradients to tokens and directions, the tokens read once.
+    """Gives the gradients to tokens and directions.
 
     With w = grad / |z|: to a token sum_k w_k p_k - z / |z| sum_k w_k s_k, to a direction sum_n w_n z_n.
 
     Args:
         grad: (b k n) float32, contiguous.
-        tokens: (b n d), as in `similarity_forward`.
+        tokens: (b n d), as in `similarity_forward`; read once for up to 64 directions. With more, the registers do not
+            hold both sums at a time.
         directions: (b k d) or (1 k d).
         similarity: (b k n), as given forward.
         inverse: (b n), as given forward.
@@ -64,11 +58,17 @@ def similarity_backward(
     """
     b, n, d = tokens.shape
     k = directions.shape[1]
-    size = blocks(k, d)
-    parts = triton.cdiv(n, size.n)
+    shared = len(directions) == 1
+    if k > 64:
+        weights = grad * inverse.unsqueeze(1)
+        along = (weights * similarity).sum(1) * inverse
+        return mix(weights, directions, tokens.dtype, tokens, along), sum_tokens(weights, tokens, shared)
+    size = blocks(k, d, n=32 if k <= 32 else 16)
+    programs = b * triton.cdiv(d, size.d)
+    splits, chunk = split_tokens(n, size.n, programs)
     grad_tokens = torch.empty((b, n, d), device=tokens.device, dtype=tokens.dtype)
-    partial = torch.empty((b, parts, k, d), device=tokens.device, dtype=torch.float32)
-    _similarity_bwd_kernel[(parts, b)](
+    partial = torch.empty((b, splits, k, d), device=tokens.device, dtype=torch.float32)
+    _similarity_bwd_kernel[(programs, splits)](
         grad,
         tokens,
         directions,
@@ -80,9 +80,10 @@ def similarity_backward(
         k,
         d,
         batch_stride(directions),
+        chunk,
         **size.launch(),
     )
-    return grad_tokens, partial.sum((0, 1) if len(directions) == 1 else 1).view(directions.shape)
+    return grad_tokens, sum_splits(partial, shared)
 
 
 @triton.jit
@@ -90,8 +91,10 @@ def _similarity_fwd_kernel(
     tokens, directions, similarity, inverse, n, k, d, directions_stride,
     BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    part, item = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    ns, ks = part * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    rows, parts = tl.cdiv(k, BLOCK_K), tl.cdiv(n, BLOCK_N)
+    row, block = tl.program_id(0) % rows, tl.program_id(0) // rows
+    item = (block // parts).to(tl.int64)
+    ns, ks = block % parts * BLOCK_N + tl.arange(0, BLOCK_N), row * BLOCK_K + tl.arange(0, BLOCK_K)
     tokens += item * n * d
     directions += item * directions_stride
     products = tl.zeros((BLOCK_K, BLOCK_N), tl.float32)
@@ -103,33 +106,33 @@ def _similarity_fwd_kernel(
         products = tl.dot(p, tl.trans(z), products, input_precision="tf32x3")
         squares += tl.sum(z * z, 1)
     zero = squares <= TINY  # written so that NaN stays NaN
-    scale = tl.where(zero, 0.0, 1.0 / tl.sqrt(tl.where(zero, 1.0, squares)))
-    real = (ks[:, None] < k) & (ns[None, :] < n)
-    tl.store(similarity + item * k * n + ks[:, None] * n + ns[None, :], products * scale[None, :], mask=real)
-    tl.store(inverse + item * n + ns, scale, mask=ns < n)
+    scale = tl.where(zero, 0.0, tl.rsqrt(tl.where(zero, 1.0, squares)))
+    store_rows(similarity + item * k * n, products * scale[None, :], ks, ns, k, n)
+    tl.store(inverse + item * n + ns, scale, mask=(ns < n) & (row == 0))
 
 
 @triton.jit
 def _similarity_bwd_kernel(
-    grad, tokens, directions, similarity, inverse, grad_tokens, partial, n, k, d, directions_stride,
+    grad, tokens, directions, similarity, inverse, grad_tokens, partial, n, k, d, directions_stride, chunk,
     BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    part, parts, item = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
-    ns, ks = part * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    columns = tl.cdiv(d, BLOCK_D)
+    item = (tl.program_id(0) // columns).to(tl.int64)
+    split, splits = tl.program_id(1), tl.num_programs(1)
+    ks, ds = tl.arange(0, BLOCK_K), tl.program_id(0) % columns * BLOCK_D + tl.arange(0, BLOCK_D)
+    grad += item * k * n
+    similarity += item * k * n
     tokens += item * n * d
     grad_tokens += item * n * d
-    directions += item * directions_stride
-    partial += (item * parts + part) * k * d
-    scale = tl.load(inverse + item * n + ns, mask=ns < n, other=0.0)
-    weights = load_rows(grad + item * k * n, ks, ns, k, n) * scale[None, :]
-    along = tl.sum(weights * load_rows(similarity + item * k * n, ks, ns, k, n), 0) * scale
-    for first in range(0, d, BLOCK_D):
-        ds = first + tl.arange(0, BLOCK_D)
+    p = load_rows(directions + item * directions_stride, ks, ds, k, d)
+    total = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    for first in range(split * chunk, tl.minimum(split * chunk + chunk, n), BLOCK_N):
+        ns = first + tl.arange(0, BLOCK_N)
+        scale = tl.load(inverse + item * n + ns, mask=ns < n, other=0.0)
+        weights = load_rows(grad, ks, ns, k, n) * scale[None, :]
+        along = tl.sum(weights * load_rows(similarity, ks, ns, k, n), 0) * scale
         z = load_rows(tokens, ns, ds, n, d)
-        p = load_rows(directions, ks, ds, k, d)
+        total = tl.dot(weights, z, total, input_precision="tf32x3")
         pull = tl.dot(tl.trans(weights), p, input_precision="tf32x3") - z * along[:, None]
-        inside = (ns[:, None] < n) & (ds[None, :] < d)
-        pull = pull.to(grad_tokens.dtype.element_ty)
-        tl.store(grad_tokens + ns[:, None].to(tl.int64) * d + ds[None, :], pull, mask=inside)
-        total = tl.dot(weights, z, input_precision="tf32x3")
-        tl.store(partial + ks[:, None] * d + ds[None, :], total, mask=(ks[:, None] < k) & (ds[None, :] < d))
+        store_rows(grad_tokens, pull, ns, ds, n, d)
+    store_rows(partial + (item * splits + split) * k * d, total, ks, ds, k, d)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,11 +21,13 @@ def device() -> str:
 @pytest.fixture(autouse=True)
 def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a kernel forgets to write is NaN, or an absurd number."""
-    empty = torch.empty
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
 
+
+def _poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def poisoned(*args: object, **kwargs: object) -> Tensor:
-        tensor = empty(*args, **kwargs)
+        tensor = allocate(*args, **kwargs)
         return tensor.fill_(torch.nan if tensor.is_floating_point() else -(1 << 30))
 
-    monkeypatch.setattr(torch, "empty", poisoned)
-    monkeypatch.setattr(torch, "empty_like", lambda x, **kwargs: poisoned(x.shape, dtype=x.dtype, device=x.device))
+    return poisoned

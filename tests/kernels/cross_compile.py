@@ -36,9 +36,9 @@ NAMES = {
 }
 
 
-def products(k: int, d: int, dtype: torch.dtype, *, shared: bool) -> None:
-    """Launches every kernel along the feature axis."""
-    b, n = 2, 256
+def products(n: int, k: int, d: int, dtype: torch.dtype, *, shared: bool) -> None:
+    """Launches every kernel with a feature axis."""
+    b = 2
     tokens, plan = torch.zeros(b, n, d, dtype=dtype), torch.zeros(b, k, n)
     prototypes = torch.zeros(1 if shared else b, k, d)
     similarities, inverse = similarity.similarity_forward(tokens, prototypes)
@@ -72,10 +72,17 @@ def converged(n: int, k: int, *, extras: bool) -> None:
 
 # Calls that between them choose every tile and every branch of the launchers.
 LAUNCHES: list[Callable[[], object]] = [
-    partial(products, k, d, dtype, shared=shared)
+    partial(products, n, k, d, dtype, shared=shared)
     for k in (10, 30, 50, 100)
-    for d, dtype, shared in ((768, torch.float32, True), (768, torch.bfloat16, False), (30, torch.float32, False))
+    for n, d, dtype, shared in (
+        (256, 768, torch.float32, True),
+        (197, 768, torch.float32, False),  # no multiple of 16: other loads, other registers
+        (256, 768, torch.bfloat16, False),
+        (197, 30, torch.float32, True),
+        (197, 5, torch.bfloat16, False),
+    )
 ]
+LAUNCHES += [partial(products, 1, 1, 1, torch.float32, shared=True)]
 LAUNCHES += [partial(transport, n, k, extras=True) for n, k in ((60, 10), (500, 30), (100, 50), (9000, 10))]
 LAUNCHES += [
     partial(transport, n, k, extras=extras)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from protoad_kernels import apply, similarity
+from protoad_kernels.blocks import split_tokens
 from torch import Tensor
 
 SIZES = [
@@ -19,6 +20,7 @@ SIZES = [
     (1, 64, 50, 64),
     (1, 100, 100, 65),
     (1, 300, 128, 48),
+    (2, 70, 150, 40),
     (2, 256, 10, 768),
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -162,3 +164,13 @@ def test_two_runs_agree_to_the_bit(device) -> None:
         )
     for one, other in zip(*runs, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("programs", [1, 12, 100, 264, 5000])
+@pytest.mark.parametrize("n", [1, 31, 64, 65, 300, 4096, 100_000])
+def test_splits_cover_all_tokens_and_none_is_empty(n, programs) -> None:
+    splits, chunk = split_tokens(n, 32, programs)
+    assert chunk % 32 == 0
+    assert (splits - 1) * chunk < n <= splits * chunk
+    # Each split is another partial sum: a full GPU needs one, and none is worth less than two blocks.
+    assert splits == 1 if programs >= 264 else splits <= -(-n // 64)
