@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from protoad.data.pointcloud import foreground_mask, normals_from_xyz, viewer_axes
+from protoad.data.foreground import foreground_mask
+from protoad.data.pointcloud import normals_from_xyz, viewer_axes
 from protoad.data.sample import Sample
 from protoad.errors import DataError
 
