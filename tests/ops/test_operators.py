@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from protoad.nn import SinkhornAssign
 from protoad.ops import cosine_cost, sinkhorn, sinkhorn_from_cost, transport_context, transport_reconstruct
 from protoad.ops._average import _context_backward, _reconstruct_backward, context, reconstruct
-from protoad.ops._cosine import _cosine, _cosine_backward
+from protoad.ops._cosine import _cosine_cost, _cosine_cost_backward
 from protoad.ops._sinkhorn_op import _implicit_backward, _transport, _unrolled_backward
 
 RANKS = [(), (2,), (2, 3)]
@@ -66,12 +66,12 @@ def test_opcheck_of_the_gradients_of_transport(leading: tuple[int, ...], masses:
 def test_opcheck_of_cosine_and_averages(leading: tuple[int, ...], shared: bool) -> None:
     tokens, prototypes = _vectors(leading, shared=shared)
     plan = torch.rand(*leading, 6, 3, dtype=torch.float64, requires_grad=True)
-    torch.library.opcheck(_cosine, (tokens, prototypes, "torch"))
+    torch.library.opcheck(_cosine_cost, (tokens, prototypes, "torch"))
     torch.library.opcheck(reconstruct, (plan, prototypes, "torch"))
     torch.library.opcheck(context, (plan, tokens, "torch"))
     plain = [one.detach() for one in (tokens, prototypes, plan)]
-    similarity, inverse = _cosine(*plain[:2], "torch")
-    torch.library.opcheck(_cosine_backward, (torch.rand_like(similarity), *plain[:2], similarity, inverse, "torch"))
+    cost, inverse = _cosine_cost(*plain[:2], "torch")
+    torch.library.opcheck(_cosine_cost_backward, (torch.rand_like(cost), *plain[:2], cost, inverse, "torch"))
     torch.library.opcheck(_reconstruct_backward, (torch.rand_like(plain[0]), plain[2], plain[1], "torch"))
     means, mass = context(plain[2], plain[0], "torch")
     torch.library.opcheck(_context_backward, (torch.rand_like(means), plain[2], plain[0], means, mass, "torch"))

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from protoad.errors import ShapeError
+from protoad.ops import _cosine
 from protoad.ops._backend import choose, exporting
 from protoad.ops._checks import check_choice, check_mask, check_positive, check_tokens_and_prototypes
-from protoad.ops._cosine import cosine_similarity
 from protoad.ops._sinkhorn_op import transport
 from protoad.ops._types import Backend, Cost, Gradient, Init, Method, Transport
-from protoad.ops.precision import full_precision, solver_dtype, unit
+from protoad.ops.precision import full_precision, solver_dtype
 from protoad.ops.sinkhorn_reference import sinkhorn_reference
 
 __all__ = ["cosine_cost", "sinkhorn", "sinkhorn_from_cost"]
@@ -29,9 +29,7 @@ def cosine_cost(tokens: Tensor, prototypes: Tensor, *, backend: Backend = "auto"
         (... n k) in float32 (float64 for float64).
     """
     check_tokens_and_prototypes(tokens, prototypes)
-    with full_precision(tokens):
-        directions = unit(prototypes.to(solver_dtype(tokens)))
-        return 1 - cosine_similarity(tokens, directions, backend)
+    return _cosine.cosine_cost(tokens, prototypes, backend)
 
 
 def _squared_euclidean_cost(tokens: Tensor, prototypes: Tensor, *, backend: Backend) -> Tensor:
