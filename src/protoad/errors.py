@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "CalibrationError",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -32,6 +33,10 @@ class DataError(ProtoadError, ValueError):
 
 class CheckpointError(ProtoadError, ValueError):
     """A checkpoint is missing, damaged, or belongs to another configuration."""
+
+
+class CalibrationError(ProtoadError, ValueError):
+    """Too few good parts for the false reject rate asked for, or scores that are no scores."""
 
 
 class EncoderError(ProtoadError, ValueError):
