@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from protoad_kernels import tiers
-from protoad_kernels.sinkhorn import (
+from protoad_kernels.sinkhorn import SinkhornResult, rows
+from protoad_kernels.tile import (
     INF,
     LOG2E,
-    SinkhornResult,
     absorb,
     kernel_matrix,
     largest_error,
@@ -28,7 +28,6 @@ from protoad_kernels.sinkhorn import (
     next_columns,
     out_of_range,
     row_potential,
-    rows,
     start_terms,
     store_potential,
     store_tile,

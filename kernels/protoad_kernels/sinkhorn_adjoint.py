@@ -21,7 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from protoad_kernels import tiers
-from protoad_kernels.sinkhorn import (
+from protoad_kernels.sinkhorn import rows
+from protoad_kernels.tile import (
     INF,
     LOG2E,
     empty,
@@ -30,7 +31,6 @@ from protoad_kernels.sinkhorn import (
     load_parts,
     load_row_mass,
     load_tile,
-    rows,
     store_tile,
     sum_of_prototypes,
     sum_of_tokens,
