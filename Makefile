@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check bench compare docs clean
+.PHONY: setup demo test slow check bench compare docs clean
 
 # One pip command with the constraints: a second, unconstrained one could replace the CPU torch by gigabytes of CUDA.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -18,6 +18,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -q
+
+# Longer runs of what `make test` samples.
+slow: setup
+	$(BIN)/python -m pytest -q -m slow
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,17 +1,19 @@
-"""A small training loop over cached features, for any detector."""
+"""A small training loop over cached features, for any detector, that a power cut does not send back to the start."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from protoad.errors import TrainingError
+from protoad.checkpoint import load_checkpoint, save_checkpoint
+from protoad.errors import CheckpointError, TrainingError
 
-__all__ = ["Schedule", "train"]
+__all__ = ["Schedule", "Snapshot", "train"]
 
 _FEW_SHOT = 50  # the paper's largest few-shot setting; above it, the all-shot schedule
 
@@ -41,12 +43,85 @@ class Schedule:
         return epochs, min(shots, (1 if few else 8) if self.batch_size is None else self.batch_size)
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """Where an interrupted training is kept, to go on to the same result, bit for bit.
+
+    Written whole after every epoch, and once before the first: a folder that cannot hold it is reported before the
+    work, not after. Whoever trains deletes it when the result is safe.
+
+    Args:
+        path: of the file.
+        identity: of what is trained on what, such as a hash of settings and features; a snapshot of another identity,
+            or a damaged one, counts as none.
+    """
+
+    path: Path
+    identity: str
+
+    def load(self) -> _State | None:
+        """Gives the state that was kept, or None."""
+        try:
+            tensors, header = load_checkpoint(self.path)
+        except CheckpointError:
+            return None
+        return _State(tensors, header["history"]) if header.get("identity") == self.identity else None
+
+    def save(self, state: _State) -> None:
+        """Keeps a state.
+
+        Raises:
+            CheckpointError: if the file cannot be written.
+        """
+        save_checkpoint(self.path, state.tensors, {"identity": self.identity, "history": state.history})
+
+    def delete(self) -> None:
+        """Deletes the file, if there is one."""
+        self.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _State:
+    """After so many epochs as the history is long: parameters, Adam's moments, and the generator of the order."""
+
+    tensors: dict[str, Tensor]
+    history: list[dict[str, float]]
+
+    @classmethod
+    def of(
+        cls, optimiser: torch.optim.Optimizer, generator: torch.Generator, history: list[dict[str, float]]
+    ) -> _State:
+        """Gives the present state."""
+        tensors = {"generator": generator.get_state()}
+        for i, parameter in enumerate(optimiser.param_groups[0]["params"]):
+            moments = {f"{name}.{i}": value for name, value in optimiser.state[parameter].items()}
+            tensors |= {f"parameter.{i}": parameter, **moments}
+        return cls(tensors, history)
+
+    def restore(self, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        """Puts it back."""
+        generator.set_state(self.tensors["generator"])
+        for i, parameter in enumerate(optimiser.param_groups[0]["params"]):
+            parameter.data.copy_(self.tensors[f"parameter.{i}"])
+            names = [name for name in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{i}" in self.tensors]
+            if names:  # none before the first step
+                optimiser.state[parameter] = {
+                    name: self.tensors[f"{name}.{i}"].to(_place(name, parameter)) for name in names
+                }
+
+
+def _place(name: str, parameter: Tensor) -> torch.device:
+    """Adam counts its steps on the host."""
+    return torch.device("cpu") if name == "step" else parameter.device
+
+
 def train(
     parameters: Iterable[torch.nn.Parameter],
     step: Callable[[Tensor], tuple[Tensor, Mapping[str, float]]],
     *,
     shots: int,
     schedule: Schedule = Schedule(),
+    snapshot: Snapshot | None = None,
     progress: str | None = None,
 ) -> list[dict[str, float]]:
     """Minimises a loss over the shots with Adam.
@@ -56,6 +131,7 @@ def train(
         step: given indices (batch) into the shots, on the CPU, gives the scalar loss and figures to report.
         shots: how many there are.
         schedule: epochs, batch size, learning rate, clipping, seed.
+        snapshot: where to go on from, and to keep what is done; None keeps nothing.
         progress: label of a progress bar on stderr; None for none.
 
     Returns:
@@ -63,13 +139,16 @@ def train(
 
     Raises:
         TrainingError: as soon as the loss is not finite.
+        CheckpointError: if the snapshot cannot be written.
     """
     parameters = list(parameters)
     epochs, batch_size = schedule.for_shots(shots)
     optimiser = torch.optim.Adam(parameters, lr=schedule.lr)
     generator = torch.Generator().manual_seed(schedule.seed)
     history: list[dict[str, float]] = []
-    for epoch in _with_progress(range(epochs), progress, history):
+    if snapshot is not None:
+        history = _resume(snapshot, optimiser, generator)
+    for epoch in _with_progress(range(len(history), epochs), progress, history):
         sums: dict[str, float] = {}
         batches = torch.randperm(shots, generator=generator).split(batch_size)
         for indices in batches:
@@ -83,7 +162,20 @@ def train(
             for name, value in {"loss": loss.item(), **figures}.items():
                 sums[name] = sums.get(name, 0.0) + value * len(indices) / shots
         history.append(sums)
+        if snapshot is not None:
+            snapshot.save(_State.of(optimiser, generator, history))
     return history
+
+
+def _resume(snapshot: Snapshot, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> list[dict[str, float]]:
+    """Takes up what a snapshot holds, or makes the first one; gives the history so far."""
+    kept = snapshot.load()
+    if kept is None:
+        kept = _State.of(optimiser, generator, [])
+        snapshot.save(kept)
+    else:
+        kept.restore(optimiser, generator)
+    return kept.history
 
 
 def _with_progress(epochs: range, label: str | None, history: list[dict[str, float]]) -> Iterator[int]:
