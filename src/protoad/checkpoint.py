@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from protoad._atomic import write_atomically
-from protoad.encoders.base import hash_tensors
 from protoad.errors import CheckpointError
 
 __all__ = ["FORMAT", "Checkpoint", "load_checkpoint", "save_checkpoint"]
 
-FORMAT = 1
+FORMAT = 2
+# Stands where the digest will be while it is computed: it covers every other byte of the file.
+_NO_DIGEST = "0" * 64
 
 
 class Checkpoint(NamedTuple):
@@ -38,42 +40,72 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], header: Map
     """
     from safetensors.torch import save
 
-    path = Path(path)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({**header, "format": FORMAT}, sort_keys=True)
-    data = save(plain, metadata={"header": text, "sha256": _digest(plain, text)})
-    write_atomically(path, lambda temporary: temporary.write_bytes(data), error=CheckpointError)
+    data = save(plain, metadata={"header": text, "sha256": _NO_DIGEST})
+    data = data.replace(_quoted(_NO_DIGEST), _quoted(hashlib.sha256(data).hexdigest()), 1)
+    write_atomically(Path(path), lambda temporary: temporary.write_bytes(data), error=CheckpointError)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a checkpoint back.
+    """Reads a checkpoint back, if every byte of it is as it was written.
 
     Raises:
-        CheckpointError: if the file is missing, damaged, not ours, or of a newer format.
+        CheckpointError: if the file is missing, damaged, not ours, or of another format.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no checkpoint there; train one first, or check the path")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged or not a checkpoint ({error})") from None
-    text = metadata.get("header")
-    if text is None:
-        raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint of protoad")
-    if metadata.get("sha256") != _digest(tensors, text):
+        data = path.read_bytes()
+        metadata = _metadata(data)
+    except (OSError, ValueError, RecursionError) as error:  # of a JSON text that is none
+        raise CheckpointError(f"{path}: damaged or not a checkpoint ({type(error).__name__})") from None
+    header = _header(metadata, path)
+    digest = str(metadata.get("sha256"))
+    if len(digest) != len(_NO_DIGEST) or _digest_without(data, digest) != digest:
         raise CheckpointError(f"{path}: damaged, its contents do not match their checksum; copy or train it again")
-    header = json.loads(text)
-    if header["format"] > FORMAT:
-        raise CheckpointError(
-            f"{path}: written in format {header['format']}, this version reads up to {FORMAT}; update protoad"
-        )
-    return Checkpoint(tensors, header)
+    try:
+        return Checkpoint(load(data), header)
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged or not a checkpoint ({error})") from None
 
 
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    return hash_tensors(text, sorted(tensors.items()))
+def _metadata(data: bytes) -> dict[str, Any]:
+    """The texts beside the tensors of a safetensors file: a length in 8 bytes, then JSON.
+
+    Raises:
+        ValueError: if there is no such JSON.
+    """
+    length = int.from_bytes(data[:8], "little")
+    described = json.loads(data[8 : 8 + length])
+    metadata = described.get("__metadata__", {}) if isinstance(described, dict) else None
+    if not isinstance(metadata, dict):
+        raise ValueError("no metadata")
+    return metadata
+
+
+def _header(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Our header, of a format that this version reads: another one may be signed in another way."""
+    try:
+        header = json.loads(metadata["header"])
+        found = header["format"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint of protoad") from None
+    if not isinstance(found, int) or found > FORMAT:
+        raise CheckpointError(f"{path}: written in format {found}, this version reads {FORMAT}; update protoad")
+    if found < FORMAT:
+        raise CheckpointError(f"{path}: written in format {found}, this version reads {FORMAT}; train it again")
+    return header
+
+
+def _digest_without(data: bytes, digest: str) -> str:
+    return hashlib.sha256(data.replace(_quoted(digest), _quoted(_NO_DIGEST), 1)).hexdigest()
+
+
+def _quoted(digest: str) -> bytes:
+    """As it stands in the file: the name before it keeps it apart from the same digits elsewhere."""
+    return f'"sha256":"{digest}"'.encode()
