@@ -1,9 +1,10 @@
-"""The command line: pirn demo | train | evaluate | detect."""
+"""The command line: pirn demo | check | train | evaluate | detect."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,17 +12,24 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import protoad
 from pirn import commands
+from pirn.checking import run_check
 from pirn.config import PIRNConfig
+from protoad.data import DATASETS, DataWarning
 from protoad.errors import ProtoadError
 
 __all__ = ["main"]
+
+# what the functions that take the options of a data set call their own arguments
+_NO_OPTIONS = ("name", "root", "dataset", "category", "categories", "split", "report", "jobs", "progress")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; gives 0, 2 after one sentence on stderr when input is at fault, or 130 when interrupted."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        with warnings.catch_warnings():
+            _show_plainly()
+            arguments.run(arguments)
     except ProtoadError as error:
         print(f"pirn: {error}", file=sys.stderr)
         return 2
@@ -31,13 +39,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _show_plainly() -> None:
+    """Makes a warning about data one sentence, without the line of code that raised it."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, DataWarning):
+            print(f"pirn: warning: {message}", file=sys.stderr)
+        else:
+            usual(message, category, *place, **more)
+
+    warnings.showwarning = show
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pirn", description="Few-shot anomaly detection from RGB and surface normals."
     )
     parser.add_argument("--version", action="version", version=f"pirn of protoad {protoad.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_evaluate, _add_detect):
+    for add in (_add_demo, _add_check, _add_train, _add_evaluate, _add_detect):
         add(subparsers)
     return parser
 
@@ -50,9 +71,20 @@ def _add_demo(subparsers: Any) -> None:
     parser.add_argument("--jobs", type=int, default=None, help="parts trained at a time (default: one per core)")
 
 
+def _add_check(subparsers: Any) -> None:
+    parser = _command(subparsers, "check", run_check, "read a whole data set and say what is in it and what is wrong")
+    _add_dataset(parser, "mvtec3d")
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories")
+    parser.add_argument("--category", nargs="+", default=["all"], metavar="NAME", help="categories (default: all)")
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write everything found as JSON")
+    parser.add_argument(
+        "--jobs", type=int, default=None, help="processes that read (default: one per core, if it pays)"
+    )
+
+
 def _add_train(subparsers: Any) -> None:
     parser = _command(subparsers, "train", commands.train, "learn one or more products from a few good parts of each")
-    parser.add_argument("--dataset", choices=["mvtec3d"], default="mvtec3d", help="folder layout")
+    _add_dataset(parser, "mvtec3d")
     parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories")
     parser.add_argument("--category", nargs="+", required=True, metavar="NAME", help="categories to learn, or: all")
     parser.add_argument("--shots", type=int, default=None, help="good parts per category, drawn by seed (default: all)")
@@ -68,6 +100,7 @@ def _add_evaluate(subparsers: Any) -> None:
     parser = _command(subparsers, "evaluate", commands.evaluate, "measure checkpoints beside the yardsticks")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder that train wrote")
     parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories")
+    _add_dataset(parser, None)
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table as JSON")
     parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="write a grid of pictures per category")
     parser.add_argument("--no-yardsticks", action="store_true", help="PIRN alone; needs no training parts")
@@ -82,6 +115,8 @@ def _add_detect(subparsers: Any) -> None:
     parser.add_argument("--rgb", type=Path, default=None, metavar="FILE", help="image of one part")
     parser.add_argument("--xyz", type=Path, default=None, metavar="FILE", help="organised point cloud of the same part")
     parser.add_argument("--folder", type=Path, default=None, metavar="DIR", help="or: a folder with rgb/ and xyz/")
+    parser.add_argument("--root", type=Path, default=None, metavar="DIR", help="or: a data set, for its test split")
+    _add_dataset(parser, None)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for scores and overlays")
     _add_weights(parser)
 
@@ -92,6 +127,30 @@ def _command(subparsers: Any, name: str, run: Any, text: str) -> argparse.Argume
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def _add_dataset(parser: argparse.ArgumentParser, default: str | None) -> None:
+    names = ", ".join(DATASETS)
+    parser.add_argument(
+        "--dataset", default=default, metavar="NAME", help=f"{names} (default: {default or 'as when it was trained'})"
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        type=_assignment,
+        metavar="KEY=VALUE",
+        help="of the data set, such as light=0 or unit=mm; may be repeated (docs/data.md lists them)",
+    )
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not key or not separator:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    if key in _NO_OPTIONS:
+        raise argparse.ArgumentTypeError(f"{key!r} is no option of a data set")
+    return key, value
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
 from pirn.config import PIRNConfig
 from pirn.demo import run_demo
-from pirn.detector import CHECKPOINT_NAME, PIRNDetector
+from pirn.detector import CHECKPOINT_NAME, PIRNDetector, Source
 from pirn.experiment import evaluate as evaluate_category
 from pirn.experiment import read_shots, read_test, train_category
 from pirn.inspection import inspect_parts
 from pirn.pictures import write_grid
-from protoad.data import list_categories, load_sample, pair_files
+from protoad.data import Sample, list_categories, load_sample, pair_files
 from protoad.encoders import FeatureCache
 from protoad.errors import CheckpointError, ConfigError, DataError
 from protoad.report import format_table, summarise, write_json
@@ -32,10 +33,15 @@ def train(arguments: argparse.Namespace) -> None:
     config = PIRNConfig(**{spec.name: getattr(arguments, spec.name) for spec in fields(PIRNConfig)})
     if arguments.faithful:
         config = config.faithful()
-    categories = list_categories(arguments.root) if arguments.category == ["all"] else arguments.category
+    source = Source(arguments.dataset, tuple(arguments.option))
+    categories = arguments.category
+    if categories == ["all"]:
+        categories = list_categories(arguments.root, source.dataset, **dict(source.options))
     _check_writable(arguments.out)
     for category in categories:
-        pirn, _ = train_category(config, arguments.root, category, arguments.shots, cache=FeatureCache(arguments.cache))
+        pirn, _ = train_category(
+            config, arguments.root, category, arguments.shots, source=source, cache=FeatureCache(arguments.cache)
+        )
         path = pirn.save(arguments.out / category)
         last = pirn.model.history[-1]
         print(
@@ -57,8 +63,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     per_method: dict[str, dict] = {}
     for folder in _checkpoints(arguments.checkpoint):
         pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
+        pirn.source = _source(arguments, pirn.source)
         shots = None if arguments.no_yardsticks else read_shots(pirn, arguments.root)
-        test = read_test(pirn.config, arguments.root, pirn.category)
+        test = read_test(pirn.config, arguments.root, pirn.category, source=pirn.source)
         metrics, prediction = evaluate_category(pirn, test, shots)
         for method, values in metrics.items():
             per_method.setdefault(method, {})[pirn.category] = values
@@ -70,11 +77,22 @@ def evaluate(arguments: argparse.Namespace) -> None:
         write_json(arguments.json, results)
 
 
+def _source(arguments: argparse.Namespace, known: Source) -> Source:
+    """How a checkpoint's parts are to be read: as when it was trained, but for what the command line says."""
+    if arguments.dataset is not None and arguments.dataset != known.dataset:
+        return Source(arguments.dataset, tuple(arguments.option))
+    return Source(known.dataset, tuple({**dict(known.options), **dict(arguments.option)}.items()))
+
+
 def detect(arguments: argparse.Namespace) -> None:
-    """`pirn detect`: scores and overlays of one part or a folder of parts."""
+    """`pirn detect`: scores and overlays of one part, a folder of parts, or the test split of a data set."""
     single = arguments.rgb is not None or arguments.xyz is not None
-    if single == (arguments.folder is not None) or (single and None in (arguments.rgb, arguments.xyz)):
-        raise ConfigError("give either --rgb FILE and --xyz FILE of one part, or --folder DIR with rgb/ and xyz/")
+    ways = [single, arguments.folder is not None, arguments.root is not None]
+    if sum(ways) != 1 or (single and None in (arguments.rgb, arguments.xyz)):
+        raise ConfigError(
+            "give either --rgb FILE and --xyz FILE of one part, or --folder DIR with rgb/ and xyz/, or --root DIR of a "
+            "data set"
+        )
     _check_writable(arguments.out)
     found = {folder.name: folder for folder in _checkpoints(arguments.checkpoint)}
     if arguments.category is not None and arguments.category not in found:
@@ -82,14 +100,22 @@ def detect(arguments: argparse.Namespace) -> None:
     if arguments.category is None and len(found) > 1:
         raise ConfigError(f"{arguments.checkpoint}: holds {', '.join(found)}; choose one with --category")
     pirn = PIRNDetector.load(found[arguments.category or next(iter(found))], weights=arguments.weights)
-    if single:
+    inspect_parts(pirn, _new_parts(arguments, pirn), arguments.out)
+
+
+def _new_parts(arguments: argparse.Namespace, pirn: PIRNDetector) -> Iterable[tuple[str, Sample]]:
+    """Name and sample of the parts to inspect."""
+    if arguments.root is not None:
+        test = _source(arguments, pirn.source).open(arguments.root, pirn.category, "test")
+        return ((sample.name.replace("/", "_"), sample) for sample in test)
+    if arguments.rgb is not None:
         parts = {arguments.rgb.stem: (arguments.rgb, arguments.xyz)}
     else:
         parts = pair_files(arguments.folder)
         if not parts:
             raise DataError(f"{arguments.folder}: its rgb/ and xyz/ hold no parts")
-    samples = ((name, load_sample(*paths)) for name, paths in parts.items())
-    inspect_parts(pirn, samples, arguments.out)
+    unit = "mm" if ("unit", "mm") in map(tuple, pirn.source.options) else "m"
+    return ((name, load_sample(*paths, unit=unit)) for name, paths in parts.items())
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from protoad_detectors import GaussianReconstructor, NearestNeighbourReconstructor
 
@@ -13,15 +13,29 @@ import protoad
 from pirn.config import PIRNConfig
 from pirn.model import PIRN
 from protoad.checkpoint import load_checkpoint, save_checkpoint
-from protoad.data import Prepared
+from protoad.data import Dataset, Prepared, open_dataset
 from protoad.detection import Detector, FeatureExtractor, Features, Reconstructor
 from protoad.encoders import Encoder, FeatureCache, build_encoder
 from protoad.errors import CheckpointError
 from protoad.scoring import ResidualScore
 
-__all__ = ["CHECKPOINT_NAME", "PIRNDetector", "build_extractor", "with_head", "yardsticks"]
+__all__ = ["CHECKPOINT_NAME", "DEFAULT_SOURCE", "PIRNDetector", "Source", "build_extractor", "with_head", "yardsticks"]
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
+
+
+class Source(NamedTuple):
+    """How parts are read: a data set's name and options. Kept with a detector, whose parts are all to be read alike."""
+
+    dataset: str = "mvtec3d"
+    options: tuple[tuple[str, str], ...] = ()
+
+    def open(self, root: str | Path, category: str, split: str) -> Dataset:
+        """Gives one split of one category."""
+        return open_dataset(self.dataset, root, category, split, **dict(self.options))
+
+
+DEFAULT_SOURCE = Source()
 
 
 def build_extractor(config: PIRNConfig, *, cache: FeatureCache | None = None) -> FeatureExtractor:
@@ -62,13 +76,21 @@ class PIRNDetector:
     Attributes:
         config: settings.
         category: the product.
+        source: how its parts are read.
         shots: names of the good parts it was trained on.
         extractor: frozen encoders with the statistics of the shots.
         detector: the model, its score and the scale of its heatmaps.
     """
 
-    def __init__(self, config: PIRNConfig, *, category: str, cache: FeatureCache | None = None) -> None:
-        self.config, self.category = config, category
+    def __init__(
+        self,
+        config: PIRNConfig,
+        *,
+        category: str,
+        source: Source = DEFAULT_SOURCE,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        self.config, self.category, self.source = config, category, source
         self.shots: list[str] = []
         self.extractor = build_extractor(config, cache=cache)
         self.model = PIRN(_dims(self.extractor), config)
@@ -93,6 +115,7 @@ class PIRNDetector:
         header = {
             "protoad": protoad.__version__,
             "category": self.category,
+            "source": self.source._asdict(),
             "config": asdict(self.config),
             "shots": self.shots,
             "encoders": {m: e.fingerprint() for m, e in self.extractor.encoders.items()},
@@ -120,6 +143,7 @@ class PIRNDetector:
         loaded = cls(
             config if weights is None else replace(config, weights=weights),
             category=_entry(header, "category", path),
+            source=Source(**header.get("source", {})),  # checkpoints of the first version have none
             cache=cache,
         )
         loaded.shots = _entry(header, "shots", path)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from pirn.config import PIRNConfig
-from pirn.detector import PIRNDetector, yardsticks
-from protoad.data import MVTec3D, Prepared, Sample, prepare, select_shots
+from pirn.detector import DEFAULT_SOURCE, PIRNDetector, Source, yardsticks
+from protoad.data import Prepared, Sample, prepare, select_shots
 from protoad.detection import Detector, FeatureExtractor, Features, Prediction
 from protoad.encoders import FeatureCache
 from protoad.errors import DataError
@@ -32,18 +32,24 @@ class EvaluationSet(NamedTuple):
 
 
 def train_category(
-    config: PIRNConfig, root: str | Path, category: str, shots: int | None, *, cache: FeatureCache | None = None
+    config: PIRNConfig,
+    root: str | Path,
+    category: str,
+    shots: int | None,
+    *,
+    source: Source = DEFAULT_SOURCE,
+    cache: FeatureCache | None = None,
 ) -> tuple[PIRNDetector, Features]:
     """Trains PIRN on some good parts of one category; gives it and the features of its shots.
 
     Raises:
         DataError: for missing or damaged data, or fewer good parts than asked for.
     """
-    train_set = MVTec3D(root, category, "train")
+    train_set = source.open(root, category, "train")
     good = [index for index, label in enumerate(train_set.labels) if label == 0]
     names = [train_set.names[index] for index in good]
     chosen = select_shots([f"{train_set.root / category / name}" for name in names], shots, seed=config.seed)
-    pirn = PIRNDetector(config, category=category, cache=cache)
+    pirn = PIRNDetector(config, category=category, source=source, cache=cache)
     parts = [_prepared(train_set[good[index]], config) for index in chosen]
     return pirn, pirn.fit(parts, [names[index] for index in chosen])
 
@@ -54,7 +60,7 @@ def read_shots(pirn: PIRNDetector, root: str | Path) -> Features:
     Raises:
         DataError: if one of them is no longer there.
     """
-    train_set = MVTec3D(root, pirn.category, "train")
+    train_set = pirn.source.open(root, pirn.category, "train")
     missing = sorted(set(pirn.shots) - set(train_set.names))
     if missing:
         raise DataError(
@@ -65,9 +71,15 @@ def read_shots(pirn: PIRNDetector, root: str | Path) -> Features:
     return pirn.extractor(parts)
 
 
-def read_test(config: PIRNConfig, root: str | Path, category: str) -> EvaluationSet:
-    """Reads and prepares the test split of a category."""
-    test_set = MVTec3D(root, category, "test")
+def read_test(config: PIRNConfig, root: str | Path, category: str, *, source: Source = DEFAULT_SOURCE) -> EvaluationSet:
+    """Reads and prepares the test split of a category.
+
+    Raises:
+        DataError: for missing or damaged data, or parts that nobody labelled.
+    """
+    test_set = source.open(root, category, "test")
+    if not test_set.labelled:
+        raise DataError(f"{test_set.root}: nobody sorted these parts, and they have no masks; use pirn detect --root")
     parts = [_prepared(sample, config) for sample in test_set]
     return EvaluationSet(parts, test_set.names, test_set.defects, test_set.labels)
 

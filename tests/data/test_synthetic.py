@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from protoad.data import MVTec3D, list_categories
 from protoad.data.files import read_mask, read_rgb, read_xyz
 from protoad.data.foreground import foreground_mask
-from protoad.data.mvtec3d import MVTec3D, list_categories
 from protoad.data.pointcloud import normals_from_xyz
 from protoad.data.sample import Sample
 from protoad.data.synthetic import DEFECT_TYPES, PART_TYPES, render_part, write_dataset

@@ -2,30 +2,66 @@
 
 from __future__ import annotations
 
+from protoad.data.camera import Intrinsics, xyz_from_depth
+from protoad.data.check import Findings, Problem, SplitFindings, check_dataset
+from protoad.data.clouds import read_cloud
+from protoad.data.dataset import Dataset, DataWarning, Part
+from protoad.data.eyecandies import Eyecandies
 from protoad.data.fewshot import select_shots
-from protoad.data.files import read_mask, read_rgb, read_xyz, write_mask, write_rgb, write_xyz
+from protoad.data.files import (
+    read_depth,
+    read_mask,
+    read_normals,
+    read_rgb,
+    read_xyz,
+    write_mask,
+    write_rgb,
+    write_xyz,
+)
+from protoad.data.folder import CONFIG_NAME, TEMPLATE, Folder
 from protoad.data.foreground import foreground_mask
-from protoad.data.mvtec3d import MVTec3D, list_categories, load_sample, pair_files
+from protoad.data.mvtec3d import ADAM3D, MVTec3D, load_sample, pair_files
 from protoad.data.pointcloud import Normals, encode_normals, normals_from_xyz
 from protoad.data.prepare import Prepared, prepare
+from protoad.data.real_iad_d3 import RealIADD3
+from protoad.data.registry import DATASETS, list_categories, open_dataset
 from protoad.data.sample import Sample
 from protoad.data.synthetic import DEFECT_TYPES, PART_TYPES, render_part, write_dataset
 
 __all__ = [
+    "ADAM3D",
+    "CONFIG_NAME",
+    "DATASETS",
     "DEFECT_TYPES",
     "PART_TYPES",
+    "TEMPLATE",
+    "DataWarning",
+    "Dataset",
+    "Eyecandies",
+    "Findings",
+    "Folder",
+    "Intrinsics",
     "MVTec3D",
     "Normals",
+    "Part",
     "Prepared",
+    "Problem",
+    "RealIADD3",
     "Sample",
+    "SplitFindings",
+    "check_dataset",
     "encode_normals",
     "foreground_mask",
     "list_categories",
     "load_sample",
     "normals_from_xyz",
+    "open_dataset",
     "pair_files",
     "prepare",
+    "read_cloud",
+    "read_depth",
     "read_mask",
+    "read_normals",
     "read_rgb",
     "read_xyz",
     "render_part",
@@ -34,4 +70,5 @@ __all__ = [
     "write_mask",
     "write_rgb",
     "write_xyz",
+    "xyz_from_depth",
 ]

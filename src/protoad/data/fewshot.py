@@ -19,7 +19,7 @@ def select_shots(names: Sequence[str], shots: int | None, *, seed: int) -> list[
     among the ten.
 
     Args:
-        names: of the good training parts, such as `MVTec3D(root, category, "train").names`.
+        names: of the good training parts, such as the `names` of a data set's "train" split.
         shots: how many; None takes all.
         seed: of the draw.
 

@@ -1,4 +1,4 @@
-"""Reading and writing the three files of a part, with one kind of error that names the file.
+"""Reading and writing the files of a part, with one kind of error that names the file.
 
 Colour and masks go through Pillow and point clouds through tifffile: OpenCV answers every damaged file
 with None and turns the channels of a TIFF around.
@@ -7,26 +7,40 @@ with None and turns the channels of a TIFF around.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from protoad._atomic import write_atomically
 from protoad._lazy import require
+from protoad.data._decode import MAX_PIXELS, PathLike, image_kind, open_image, read_npy, read_tiff
 from protoad.errors import DataError
 
-__all__ = ["MAX_PIXELS", "read_mask", "read_rgb", "read_xyz", "write_mask", "write_rgb", "write_xyz"]
-
-PathLike = str | os.PathLike[str]
-
-MAX_PIXELS = 64_000_000
-"""Largest frame that is decoded: a header may promise gigabytes that a small file doesn't hold."""
+__all__ = [
+    "MAX_PIXELS",
+    "PathLike",
+    "invalid_to_nan",
+    "read_depth",
+    "read_mask",
+    "read_normals",
+    "read_rgb",
+    "read_xyz",
+    "write_mask",
+    "write_rgb",
+    "write_xyz",
+]
 
 _MAX_MASK_LEVELS = 16  # MVTec 3D-AD numbers kinds of defects (252 to 255); a photograph has far more levels
+_UNKNOWN_NORMAL = 0.25  # a coded direction has length 1, mid-grey none
 
 
-def read_rgb(path: PathLike) -> np.ndarray:
-    """The colour image in a PNG or JPEG file.
+def read_rgb(path: PathLike, *, grey: bool = False) -> np.ndarray:
+    """The colour image in a PNG, JPEG, BMP or TIFF file.
+
+    Args:
+        path: of the file.
+        grey: take an 8-bit grey image as well, as three equal channels.
 
     Returns:
         (y x 3) uint8. An alpha channel is dropped.
@@ -34,20 +48,35 @@ def read_rgb(path: PathLike) -> np.ndarray:
     Raises:
         DataError: if the file is missing, damaged, grey, 16 bit, or larger than `MAX_PIXELS`.
     """
-    image = _read_image(path, {"RGB": None, "RGBA": "RGB"}, "an 8-bit colour image")
-    return np.ascontiguousarray(image)
+    with open_image(path) as image:
+        kind = image_kind(path, image)
+        if grey and kind in ("L", "LA"):
+            return np.repeat(np.array(image.convert("L"))[..., None], 3, axis=2)
+        if kind not in ("RGB", "RGBA"):
+            raise DataError(f"{path}: is an image of kind {kind}, expected an 8-bit colour image; convert it first")
+        return np.ascontiguousarray(np.array(image)[..., :3])
 
 
 def read_mask(path: PathLike) -> np.ndarray:
-    """The outlined defect in a one-channel image.
+    """The outlined defect in an image of one channel, or of three that are equal.
 
     Returns:
-        (y x) bool, True where the file isn't 0.
+        (y x) bool, True where the image isn't black.
 
     Raises:
         DataError: if the file is missing, damaged, in colour, or a picture rather than a mask.
     """
-    levels = _read_image(path, {"1": None, "L": None, "P": None, "I;16": None}, "a mask with one channel")
+    with open_image(path) as image:
+        kind = image_kind(path, image)
+        if kind not in ("1", "L", "LA", "P", "I", "I;16", "RGB", "RGBA"):
+            raise DataError(f"{path}: is an image of kind {kind}, expected a mask with one channel; convert it first")
+        # a palette may put black at any index
+        levels = np.array(image.convert("RGB") if kind == "P" else image)
+    if levels.ndim == 3:
+        levels = levels[..., :1] if kind == "LA" else levels[..., :3]
+        if kind != "P" and (levels != levels[..., :1]).any():
+            raise DataError(f"{path}: is an image of kind {kind}, expected a mask with one channel; convert it first")
+        levels = levels.max(axis=-1)
     count = np.unique(levels).size
     if count > _MAX_MASK_LEVELS:
         raise DataError(f"{path}: has {count} grey levels, expected a mask (0 good, else defect); threshold it first")
@@ -65,21 +94,78 @@ def read_xyz(path: PathLike) -> np.ndarray:
         DataError: if the file is missing, damaged, has other channels or whole numbers, is larger than
             `MAX_PIXELS`, or holds no valid point.
     """
-    _check_file(path)
-    tifffile = require("tifffile", extra="data")
-    try:
-        with tifffile.TiffFile(os.fspath(path)) as file:
-            page = file.pages[0]
-            _check_xyz_header(path, page.shape, page.dtype)
-            xyz = page.asarray().astype(np.float32)
-    except DataError:
-        raise
-    except Exception as error:  # tifffile raises whatever its parser stumbles over
-        raise DataError(f"{path}: not a readable TIFF file ({_brief(error)}); copy the file again") from error
-    xyz[~np.isfinite(xyz).all(axis=-1) | (xyz == 0).all(axis=-1)] = np.nan
-    if np.isnan(xyz).all():
+
+    def check(shape: tuple[int, ...], dtype: Any) -> None:
+        if len(shape) != 3 or shape[2] != 3 or dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
+            raise DataError(
+                f"{path}: holds {dtype} of shape {tuple(shape)}, expected float32 (y, x, 3): x, y, z in metres"
+            )
+
+    return invalid_to_nan(path, read_tiff(path, check))
+
+
+def invalid_to_nan(path: PathLike, xyz: np.ndarray) -> np.ndarray:
+    """Points (.. 3) as float32, all three coordinates NaN where one isn't finite or all are 0.
+
+    Raises:
+        DataError: if no point is left; names the file.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold was not seen
+        points = xyz.astype(np.float32, copy=False)  # nobody else holds what was just decoded
+    points[~np.isfinite(points).all(axis=-1) | (points == 0).all(axis=-1)] = np.nan
+    if np.isnan(points).all():
         raise DataError(f"{path}: holds no valid point, only (0, 0, 0) or not finite; scan the part again")
-    return xyz
+    return points
+
+
+def read_depth(path: PathLike) -> np.ndarray:
+    """The numbers in a depth image: a 16-bit grey PNG, a one-channel TIFF, or a NumPy array.
+
+    Returns:
+        (y x) float32, as they stand in the file: their unit, and which of them say "nothing here", is for the
+        caller to know.
+
+    Raises:
+        DataError: if the file is missing, damaged, has 8 bits or several channels, or is larger than `MAX_PIXELS`.
+    """
+
+    def check(shape: tuple[int, ...], dtype: Any) -> None:
+        channels = 1 if len(shape) == 2 else shape[2] if len(shape) == 3 else 0
+        kind = None if dtype is None else np.dtype(dtype)
+        if channels != 1 or 0 in shape or kind is None or kind.kind not in "fiu" or kind.itemsize < 2:
+            raise DataError(
+                f"{path}: holds {dtype} of shape {tuple(shape)}, expected a depth image of 16 bits or more (y, x)"
+            )
+
+    suffix = Path(path).suffix.lower()
+    if suffix == ".npy":
+        depth = read_npy(path)
+        check(depth.shape, depth.dtype)
+    elif suffix in (".tif", ".tiff"):
+        depth = read_tiff(path, check)
+    else:
+        with open_image(path) as image:
+            kind = image_kind(path, image)
+            if kind not in ("I", "I;16", "I;16B", "F"):
+                raise DataError(f"{path}: is an image of kind {kind}, expected a 16-bit grey depth image")
+            depth = np.array(image)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return depth.reshape(depth.shape[:2]).astype(np.float32)
+
+
+def read_normals(path: PathLike) -> np.ndarray:
+    """The directions in a colour-coded normal map: n * 127.5 + 127.5 with x right, y up, z towards the viewer.
+
+    Returns:
+        (y x 3) float32 unit normals in camera axes (x right, y down, z away), zero where the map is grey.
+
+    Raises:
+        DataError: as `read_rgb`.
+    """
+    coded = read_rgb(path).astype(np.float32) / 127.5 - 1
+    coded *= np.array([1, -1, -1], dtype=np.float32)
+    length = np.linalg.norm(coded, axis=-1, keepdims=True)
+    return np.where(length < _UNKNOWN_NORMAL, 0, coded / np.maximum(length, _UNKNOWN_NORMAL)).astype(np.float32)
 
 
 def write_rgb(path: PathLike, rgb: np.ndarray) -> None:
@@ -113,60 +199,3 @@ def write_xyz(path: PathLike, xyz: np.ndarray) -> None:
             os.fspath(temporary), points, photometric="rgb", planarconfig="contig", metadata=None
         ),
     )
-
-
-def _read_image(path: PathLike, modes: dict[str, str | None], expected: str) -> np.ndarray:
-    _check_file(path)
-    pil = require("PIL.Image", extra="data")
-    try:
-        with pil.open(os.fspath(path)) as image:
-            _check_size(path, *image.size)
-            found = f"16-bit {image.mode}" if _is_16_bit_colour(path, image) else image.mode
-            if found not in modes:
-                raise DataError(f"{path}: is an image of kind {found}, expected {expected}; convert it first")
-            target = modes[found]
-            return np.array(image if target is None else image.convert(target))
-    except DataError:
-        raise
-    except (pil.DecompressionBombError, pil.DecompressionBombWarning) as error:
-        raise DataError(f"{path}: {_brief(error)}; the limit here is {MAX_PIXELS} pixels") from error
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-        raise DataError(f"{path}: not a readable image ({_brief(error)}); copy the file again") from error
-
-
-def _is_16_bit_colour(path: PathLike, image: Any) -> bool:
-    """Pillow silently keeps the upper 8 of 16 bits in a colour PNG; a 12-bit camera would come out black."""
-    if image.format != "PNG" or image.mode not in ("RGB", "RGBA"):
-        return False
-    with open(path, "rb") as file:
-        header = file.read(25)
-    return len(header) == 25 and header[24] == 16  # bit depth in the IHDR chunk
-
-
-def _check_file(path: PathLike) -> None:
-    if not os.path.exists(path):
-        raise DataError(f"{path}: no such file; check the path")
-    if not os.path.isfile(path):
-        raise DataError(f"{path}: is a folder, expected a file")
-    if os.path.getsize(path) == 0:
-        raise DataError(f"{path}: is empty (0 bytes); copy the file again")
-
-
-def _check_size(path: PathLike, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise DataError(
-            f"{path}: its header promises {width} x {height} pixels, the limit is {MAX_PIXELS}; "
-            "crop the frame or repair the file"
-        )
-
-
-def _check_xyz_header(path: PathLike, shape: tuple[int, ...], dtype: Any) -> None:
-    if len(shape) >= 2:
-        _check_size(path, shape[1], shape[0])
-    if len(shape) != 3 or shape[2] != 3 or dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
-        raise DataError(f"{path}: holds {dtype} of shape {tuple(shape)}, expected float32 (y, x, 3): x, y, z in metres")
-
-
-def _brief(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

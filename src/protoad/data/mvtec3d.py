@@ -1,4 +1,4 @@
-"""Data sets in the layout of MVTec 3D-AD (Bergmann et al., VISAPP 2022).
+"""Data sets in the layout of MVTec 3D-AD (Bergmann et al., VISAPP 2022), 3D-ADAM among them.
 
 ROOT/CATEGORY/SPLIT/KIND/ holds rgb/000.png, xyz/000.tiff and gt/000.png (or ground_truth/000.png), with
 SPLIT one of train, validation, test and KIND "good" or a kind of defect.
@@ -6,152 +6,127 @@ SPLIT one of train, validation, test and KIND "good" or a kind of defect.
 
 from __future__ import annotations
 
-import operator
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, ClassVar
 
 import numpy as np
 
+from protoad.data.dataset import (
+    MASK_SUFFIXES,
+    RGB_SUFFIXES,
+    XYZ_SUFFIXES,
+    Dataset,
+    DataWarning,
+    MissingSplitError,
+    Part,
+    Report,
+    by_stem,
+    check_good,
+    check_same_size,
+    folders,
+    match,
+    metres,
+    refuse,
+    suspect_millimetres,
+)
 from protoad.data.files import PathLike, read_mask, read_rgb, read_xyz
 from protoad.data.sample import Sample
 from protoad.errors import DataError
 
-__all__ = ["MVTec3D", "list_categories", "load_sample", "pair_files"]
+__all__ = ["ADAM3D", "MVTec3D", "load_sample", "pair_files"]
 
-_SPLITS = ("train", "validation", "test")
 _MASK_FOLDERS = ("gt", "ground_truth")
-_RGB_SUFFIXES = (".png", ".jpg", ".jpeg")
-_XYZ_SUFFIXES = (".tiff", ".tif")
-_MASK_SUFFIXES = (".png",)
 
 
-class _Files(NamedTuple):
-    name: str
-    defect: str
-    rgb: Path
-    xyz: Path
-    mask: Path | None
+class MVTec3D(Dataset):
+    """MVTec 3D-AD, and parts of one's own in its layout.
 
+    A defective part needs a mask of the same name; a good one may have one, of zeros. Option: `unit`, of the
+    point clouds, "m" or "mm".
 
-class MVTec3D(Sequence[Sample]):
-    """The parts of one split of one category; files are decoded only when a part is asked for.
-
-    Args:
-        root: the folder that holds the categories.
-        category: such as "cable_gland".
-        split: "train", "validation" or "test".
-
-    Raises:
-        DataError: if a folder is missing or empty, the category or split is unknown, or a file lacks its
-            partner; names it. Damaged files and sizes that differ show when the part is read.
+    Example:
+        MVTec3D("mvtec3d", "cable_gland", "test")[0].rgb.shape
     """
 
-    def __init__(self, root: PathLike, category: str, split: str) -> None:
-        if split not in _SPLITS:
-            raise DataError(f"unknown split {split!r}, expected one of {', '.join(_SPLITS)}")
-        categories = list_categories(root)
-        if category not in categories:
-            found = ", ".join(categories) or "none (the layout is ROOT/CATEGORY/train/good/rgb)"
-            raise DataError(f"{root}: has no category {category!r}; found: {found}")
-        folder = Path(root) / category / split
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder; the category lacks its {split} split")
-        self.root, self.category, self.split = Path(root), category, split
-        self._files = [files for kind in _folders(folder) for files in _pair(kind, split)]
-        if not self._files:
-            raise DataError(f"{folder}: holds no parts; expected {folder}/good/rgb/000.png and so on")
+    title = "MVTec 3D-AD"
+    choices: ClassVar = {"unit": ("m", "mm")}
 
-    @property
-    def names(self) -> list[str]:
-        """Such as "test/good/000", sorted by kind of defect and number."""
-        return [files.name for files in self._files]
+    @classmethod
+    def categories(cls, root: PathLike, **options: object) -> list[str]:
+        root = Path(root)
+        if not os.path.isdir(root):
+            raise DataError(f"{root}: no such folder; give the folder that holds the categories")
+        if any(os.path.isdir(root / "train" / "good" / kind) for kind in ("rgb", "xyz")):
+            raise DataError(f"{root}: is a category itself; give the folder above it as root: {root.parent}")
+        return [path.name for path in folders(root) if os.path.isdir(path / "train") or os.path.isdir(path / "test")]
 
-    @property
-    def defects(self) -> list[str]:
-        """Kind of defect of each part, "good" if none."""
-        return [files.defect for files in self._files]
+    def _find(self, report: Report) -> list[Part]:
+        if not os.path.isdir(self._folder):
+            raise MissingSplitError(f"{self._folder}: no such folder; the category lacks its {self.split} split")
+        return [part for kind in folders(self._folder) for part in self._find_kind(kind, report)]
 
-    @property
-    def labels(self) -> list[int]:
-        """0 good, 1 defective, by folder."""
-        return [int(files.defect != "good") for files in self._files]
+    def _find_kind(self, folder: Path, report: Report) -> list[Part]:
+        good = folder.name == "good"
+        found = _pairs(folder, report)
+        places = {"rgb": folder / "rgb", "xyz": folder / "xyz"}
+        masks = next((folder / name for name in _MASK_FOLDERS if os.path.isdir(folder / name)), None)
+        if masks is not None:
+            found["mask"] = by_stem(masks, MASK_SUFFIXES, report)
+            places["mask"] = masks
+        elif not good:
+            report(folder, "has neither gt/ nor ground_truth/; defective parts need a mask each")
+        parts = match(found, places, report, optional=("mask",) if good else ())
+        return [Part(f"{self.split}/{folder.name}/{name}", folder.name, files) for name, files in parts.items()]
 
-    def __len__(self) -> int:
-        return len(self._files)
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [_load(files) for files in self._files[index]]
-        return _load(self._files[operator.index(index)])
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (_load(files) for files in self._files)
-
-    def __repr__(self) -> str:
-        return f"MVTec3D({str(self.root)!r}, {self.category!r}, {self.split!r}): {len(self)} parts"
+    def assemble(self, part: Part, arrays: Mapping[str, Any]) -> Sample:
+        check_same_size(arrays, part.files)
+        mask = arrays.get("mask", np.zeros(arrays["rgb"].shape[:2], dtype=bool))
+        check_good(part, mask)
+        return Sample(
+            rgb=arrays["rgb"],
+            xyz=arrays["xyz"] * metres(self.options["unit"]),
+            mask=mask,
+            label=self._label(part),
+            defect=part.defect,
+            name=part.name,
+            path=part.files["rgb"],
+        )
 
 
-def list_categories(root: PathLike) -> list[str]:
-    """Sorted names of the folders in `root` that hold a train or test split.
+class ADAM3D(MVTec3D):
+    """3D-ADAM (McHard et al., 2025) as published for anomalib: MVTec 3D-AD's layout without a validation split.
 
-    Raises:
-        DataError: if `root` isn't a folder, or is itself a category.
+    Masks are in ground_truth/, under train/good too; the alpha channel of its images is dropped.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; give the folder that holds the categories")
-    if any((root / "train" / "good" / kind).is_dir() for kind in ("rgb", "xyz")):
-        raise DataError(f"{root}: is a category itself; give the folder above it as root: {root.parent}")
-    return [path.name for path in _folders(root) if (path / "train").is_dir() or (path / "test").is_dir()]
+
+    title = "3D-ADAM"
+    splits = ("train", "test")
 
 
-def load_sample(rgb_path: PathLike, xyz_path: PathLike, mask_path: PathLike | None = None) -> Sample:
+def load_sample(
+    rgb_path: PathLike, xyz_path: PathLike, mask_path: PathLike | None = None, *, unit: str = "m"
+) -> Sample:
     """One part from its files, outside any data set.
 
-    Without a mask the part counts as good; with one, as defective if the mask isn't empty.
+    Without a mask the part counts as good; with one, as defective if the mask isn't empty. `unit` is that of
+    the point cloud, "m" or "mm".
 
     Raises:
         DataError: if a file is missing or damaged, or the sizes differ.
     """
+    files = {"rgb": rgb_path, "xyz": xyz_path, "mask": mask_path}
+    arrays = {"rgb": read_rgb(rgb_path), "xyz": read_xyz(xyz_path) * metres(unit)}
+    arrays["mask"] = np.zeros(arrays["rgb"].shape[:2], dtype=bool) if mask_path is None else read_mask(mask_path)
+    check_same_size(arrays, {kind: path for kind, path in files.items() if path is not None})
+    suspicion = suspect_millimetres(arrays["xyz"])
+    if suspicion is not None:
+        warnings.warn(f"{xyz_path}: {suspicion}", DataWarning, stacklevel=2)
+    label = int(arrays["mask"].any())
     name = Path(rgb_path).stem
-    rgb, xyz, mask = _read(rgb_path, xyz_path, mask_path)
-    label = int(mask.any())
-    return Sample(rgb=rgb, xyz=xyz, mask=mask, label=label, defect="defect" if label else "good", name=name)
-
-
-def _load(files: _Files) -> Sample:
-    rgb, xyz, mask = _read(files.rgb, files.xyz, files.mask)
-    good = files.defect == "good"
-    if good and mask.any():
-        raise DataError(f"{files.mask}: outlines a defect, but its folder is for good parts; move the part")
-    return Sample(rgb=rgb, xyz=xyz, mask=mask, label=int(not good), defect=files.defect, name=files.name)
-
-
-def _read(
-    rgb_path: PathLike, xyz_path: PathLike, mask_path: PathLike | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rgb = read_rgb(rgb_path)
-    xyz = read_xyz(xyz_path)
-    mask = np.zeros(rgb.shape[:2], dtype=bool) if mask_path is None else read_mask(mask_path)
-    for path, array in ((xyz_path, xyz), (mask_path, mask)):
-        if array.shape[:2] != rgb.shape[:2]:
-            raise DataError(
-                f"{path}: is {_size(array)} pixels, but {rgb_path} is {_size(rgb)}; "
-                "all files of a part must share one pixel grid"
-            )
-    return rgb, xyz, mask
-
-
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[1]} x {array.shape[0]}"
+    return Sample(**arrays, label=label, defect="defect" if label else "good", name=name, path=Path(rgb_path))
 
 
 def pair_files(folder: PathLike) -> dict[str, tuple[Path, Path]]:
@@ -161,51 +136,12 @@ def pair_files(folder: PathLike) -> dict[str, tuple[Path, Path]]:
         DataError: if a folder or a partner is missing, a name comes twice, or there is no folder.
     """
     folder = Path(folder)
-    rgb = _by_stem(folder / "rgb", _RGB_SUFFIXES)
-    xyz = _by_stem(folder / "xyz", _XYZ_SUFFIXES)
-    _check_partners(rgb, xyz, "point cloud", folder / "xyz")
-    _check_partners(xyz, rgb, "colour image", folder / "rgb")
-    return {stem: (rgb[stem], xyz[stem]) for stem in sorted(rgb)}
+    parts = match(_pairs(folder, refuse), {"rgb": folder / "rgb", "xyz": folder / "xyz"}, refuse)
+    return {name: (files["rgb"], files["xyz"]) for name, files in parts.items()}
 
 
-def _pair(folder: Path, split: str) -> list[_Files]:
-    """The parts of one kind of defect: files with the same stem belong together."""
-    pairs = pair_files(folder)
-    rgb = {stem: pair[0] for stem, pair in pairs.items()}
-    good = folder.name == "good"
-    mask_folder = next((folder / name for name in _MASK_FOLDERS if (folder / name).is_dir()), None)
-    if mask_folder is None and not good:
-        raise DataError(f"{folder}: has neither gt/ nor ground_truth/; defective parts need a mask each")
-    masks = {} if mask_folder is None else _by_stem(mask_folder, _MASK_SUFFIXES)
-    if mask_folder is not None:
-        _check_partners(masks, rgb, "colour image", folder / "rgb")
-        if not good:
-            _check_partners(rgb, masks, "mask", mask_folder)
-    return [
-        _Files(f"{split}/{folder.name}/{stem}", folder.name, *pair, masks.get(stem)) for stem, pair in pairs.items()
-    ]
-
-
-def _check_partners(files: dict[str, Path], partners: dict[str, Path], kind: str, folder: Path) -> None:
-    orphans = [path for stem, path in sorted(files.items()) if stem not in partners]
-    if orphans:
-        more = f" (and {len(orphans) - 1} more)" if len(orphans) > 1 else ""
-        raise DataError(f"{orphans[0]}{more}: no {kind} of the same name in {folder}; add it or remove the orphan")
-
-
-def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected files ending in {' or '.join(suffixes)} there")
-    files: dict[str, Path] = {}
-    for entry in sorted(os.listdir(folder)):
-        path = folder / entry
-        if entry.startswith(".") or path.suffix.lower() not in suffixes:
-            continue
-        if path.stem in files:
-            raise DataError(f"{path}: {files[path.stem].name} has the same name; keep one of them")
-        files[path.stem] = path
-    return files
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _pairs(folder: Path, report: Report) -> dict[str, dict[str, Path]]:
+    return {
+        "rgb": by_stem(folder / "rgb", RGB_SUFFIXES, report),
+        "xyz": by_stem(folder / "xyz", XYZ_SUFFIXES, report),
+    }
