@@ -128,3 +128,37 @@ def test_the_gaussian_rebuilds_the_mean_of_what_counts() -> None:
     shots = Features({"rgb": torch.randn(3, 10, 4)}, torch.rand(3, 10) > 0.3)
     rebuilt = GaussianReconstructor({"rgb": 4}).fit(shots)(shots.tokens, shots.mask)["rgb"]
     torch.testing.assert_close(rebuilt, shots.tokens["rgb"][shots.mask].mean(0).expand(3, 10, 4))
+
+
+@pytest.mark.parametrize("modality", ["rgb", "normals"])
+def test_a_part_without_one_modality_is_judged_by_the_other(modality: str) -> None:
+    shots, query = _shots(), _shots(4)
+    query.tokens[modality][1, 20:24, 0] += 2
+    both = _detector().fit(shots)
+    alone = _detector().fit(Features({modality: shots.tokens[modality]}, shots.mask))
+    part = Features({modality: query.tokens[modality]}, query.mask)
+    found, expected = both(part), alone(part)
+    assert found.score.argmax() == 1
+    assert found.maps.keys() == {modality, "fused"}
+    # the detector of one modality, its typical and its worst good spot moved to where they lie with both
+    (low, high), (own_low, own_high) = both.heatmap_range(), alone.heatmap_range()
+    moved = low + (expected.maps["fused"] - own_low) * ((high - low) / (own_high - own_low))
+    torch.testing.assert_close(found.maps["fused"], moved, rtol=1e-4, atol=1e-4)
+
+
+def test_the_score_without_a_modality_is_in_the_state_dict() -> None:
+    shots = _shots()
+    fitted = _detector().fit(shots)
+    loaded = _detector()
+    loaded.load_state_dict(fitted.state_dict())
+    part = Features({"normals": shots.tokens["normals"]}, shots.mask)
+    torch.testing.assert_close(loaded(part).maps["fused"], fitted(part).maps["fused"], rtol=0, atol=0)
+
+
+def test_features_of_some_modalities() -> None:
+    parts = [_part(), _part()]
+    extractor = _extractor().fit(parts)
+    assert extractor(parts, ["normals"]).tokens.keys() == {"normals"}
+    for wrong in ([], ["depth"]):
+        with pytest.raises(DataError, match="expected some of rgb, normals, got"):
+            extractor(parts, wrong)

@@ -99,7 +99,7 @@ class PIRNLayer(nn.Module):
             prototypes = {m: self.refine[m](p, self.aggregate(tokens[m], p, token_mask)) for m, p in prototypes.items()}
             displacement = {m: _relative_change(before[m], p) for m, p in prototypes.items()}
         intra = {m: self.assign(z, prototypes[m], token_mask).reconstruction for m, z in tokens.items()}
-        if self.align is None:
+        if self.align is None or len(tokens) == 1:  # nobody to exchange with: one modality is missing
             return LayerState(intra, prototypes, intra, displacement)
         aligned = self.align(prototypes["rgb"], prototypes["normals"])
         other = {"rgb": aligned.second, "normals": aligned.first}
@@ -140,14 +140,17 @@ class PIRN(Reconstructor):
         self.history: list[dict[str, float]] = []
 
     def forward(self, tokens: Mapping[str, Tensor], token_mask: Tensor) -> dict[str, Tensor]:
-        """Gives modality -> (b n d) Z_rec of the last layer, for tokens (b n d) and token_mask (b n)."""
+        """Gives modality -> (b n d) Z_rec of the last layer, for tokens (b n d) and token_mask (b n).
+
+        Of two modalities one may be missing: the other is then rebuilt from its own prototypes, without exchange.
+        """
         rebuilt = self.trace(tokens, token_mask)[-1].tokens
         return {m: z * self.get_buffer(f"scale_{m}") for m, z in rebuilt.items()}
 
     def trace(self, tokens: Mapping[str, Tensor], token_mask: Tensor) -> list[LayerState]:
         """Gives what every layer did, on tokens divided by the scale. Leaves no trace in the codebook."""
         current = self._scaled(tokens)
-        prototypes = {m: p.expand(len(token_mask), -1, -1) for m, p in self.prototypes.items()}
+        prototypes = {m: self.prototypes[m].expand(len(token_mask), -1, -1) for m in tokens}
         states = []
         for layer in self.layers:
             state = layer(current, prototypes, token_mask)

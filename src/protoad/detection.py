@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import adaptive_max_pool2d
 from protoad.data.prepare import Prepared
 from protoad.encoders import Encoder, FeatureCache
 from protoad.errors import DataError
-from protoad.scoring import ResidualScore, anomaly_map, image_score
+from protoad.scoring import FUSED, ResidualScore, anomaly_map, image_score
 
 __all__ = ["Detector", "FeatureExtractor", "Features", "Prediction", "Reconstructor"]
 
@@ -38,7 +39,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         score: (b), larger is more anomalous.
-        maps: modality -> (b y x) heatmap of that branch alone, and "fused".
+        maps: modality -> (b y x) heatmap of that branch alone, and "fused", of all that were there.
     """
 
     score: Tensor
@@ -103,9 +104,22 @@ class FeatureExtractor(nn.Module):
         tokens = adaptive_max_pool2d(foreground.float().unsqueeze(1), self.grid).flatten(1) > 0
         return tokens | ~tokens.any(1, keepdim=True)
 
-    def forward(self, parts: Sequence[Prepared]) -> Features:
-        """Gives the `Features` of prepared parts."""
-        tokens = {m: self.cache.encode(encoder, _images(parts, m)) for m, encoder in self.encoders.items()}
+    def forward(self, parts: Sequence[Prepared], modalities: Sequence[str] | None = None) -> Features:
+        """Gives the `Features` of prepared parts.
+
+        Args:
+            parts: what was seen.
+            modalities: those to look at; default: all there are encoders for.
+
+        Raises:
+            DataError: for a modality without an encoder, or none at all.
+        """
+        chosen = list(self.encoders) if modalities is None else list(modalities)
+        if not chosen or any(m not in self.encoders for m in chosen):
+            raise DataError(
+                f"modalities: expected some of {', '.join(self.encoders)}, got {', '.join(chosen) or 'none'}"
+            )
+        tokens = {m: self.cache.encode(self.encoders[m], _images(parts, m)) for m in chosen}
         return Features(tokens, self.token_mask(parts))
 
 
@@ -115,6 +129,9 @@ def _images(parts: Sequence[Prepared], modality: str) -> Tensor:
 
 class Detector(nn.Module):
     """A reconstructor, a score of what it leaves over, and heatmaps on one scale.
+
+    Fitted on two modalities it judges parts of which one is missing, too: by a score fitted to what the reconstructor
+    makes of the other alone, brought to the scale of both.
 
     Args:
         reconstructor: any `Reconstructor`.
@@ -128,6 +145,7 @@ class Detector(nn.Module):
     floor: Tensor
     typical: Tensor
     extreme: Tensor
+    of_two: Tensor
 
     def __init__(
         self,
@@ -142,8 +160,12 @@ class Detector(nn.Module):
         super().__init__()
         self.reconstructor, self.score, self.grid = reconstructor, score, grid
         self.image_size, self.sigma, self.top_fraction = image_size, sigma, top_fraction
+        self.alone: Mapping[str, ResidualScore] = nn.ModuleDict(  # type: ignore[assignment]
+            {m: deepcopy(score) for m in _ALONE}
+        )
         for name in ("floor", "typical", "extreme"):
-            self.register_buffer(name, torch.zeros(3))  # rgb, normals, fused
+            self.register_buffer(name, torch.zeros(len(_SLOTS)))
+        self.register_buffer("of_two", torch.zeros((), dtype=torch.bool))  # whether fitted to two modalities
 
     def fit(self, shots: Features) -> Detector:
         """Fits the reconstructor, then the score, then the scale of the heatmaps, on good parts alone."""
@@ -154,24 +176,51 @@ class Detector(nn.Module):
     def fit_score(self, shots: Features) -> Detector:
         """Fits the score and the scale of the heatmaps for a reconstructor that is fitted already."""
         self.reconstructor.eval()
+        self._fit_one(self.score, shots, _SLOTS)
+        self.of_two.fill_(len(shots.tokens) == 2)
+        if self.of_two:
+            for modality in shots.tokens:
+                alone = Features({modality: shots.tokens[modality]}, shots.mask)
+                self._fit_one(self.alone[modality], alone, {FUSED: _SLOTS[_ALONE[modality]]})
+        return self
+
+    def _fit_one(self, score: ResidualScore, shots: Features, slots: Mapping[str, int]) -> None:
+        """Fits one score, and the scale of its heatmaps."""
         rebuilt = self.reconstructor.reconstruct_shots(shots)
-        self.score.fit(shots.tokens, rebuilt, shots.mask)
-        scores = self.score.shot_scores
-        for slot, values in self._slots(scores):
+        score.fit(shots.tokens, rebuilt, shots.mask)
+        found = {slots[name]: values for name, values in score.shot_scores.items() if name in slots}
+        for slot, values in found.items():
             self.floor[slot] = values[shots.mask].min()
             self.typical[slot] = values[shots.mask].median()
-        for slot, maps in self._slots(self._maps(scores, shots.mask)):
-            self.extreme[slot] = maps.max()
-        return self
+            self.extreme[slot] = self._map(values, shots.mask, slot).max()
 
     @torch.no_grad()
     def forward(self, features: Features) -> Prediction:
-        """Gives the `Prediction` for the features of some parts."""
-        rebuilt = self.reconstructor(features.tokens, features.mask)
-        maps = self._maps(self.score(features.tokens, rebuilt), features.mask)
-        return Prediction(image_score(maps["fused"], top_fraction=self.top_fraction), maps)
+        """Gives the `Prediction` for the features of some parts.
 
-    def heatmap_range(self, name: str = "fused") -> tuple[float, float]:
+        Raises:
+            RuntimeError: if the detector was not fitted to these modalities.
+        """
+        rebuilt = self.reconstructor(features.tokens, features.mask)
+        if self.of_two and len(features.tokens) == 1:
+            maps = self._maps_of_one(features, rebuilt)
+        else:
+            scores = self.score(features.tokens, rebuilt)
+            maps = {name: self._map(values, features.mask, _SLOTS[name]) for name, values in scores.items()}
+        return Prediction(image_score(maps[FUSED], top_fraction=self.top_fraction), maps)
+
+    def _maps_of_one(self, features: Features, rebuilt: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Heatmaps of the one modality that is there, brought to the scale of both: the typical and the worst spot of
+        the good parts come to lie where they lie with both.
+        """
+        (modality,) = features.tokens
+        scores, slot = self.alone[modality](features.tokens, rebuilt), _SLOTS[_ALONE[modality]]
+        heatmap = self._map(scores[FUSED], features.mask, slot)
+        low, high, fused = self.typical[slot], self.extreme[slot], _SLOTS[FUSED]
+        gain = (self.extreme[fused] - self.typical[fused]) / (high - low).clamp_min(1e-12)
+        return dict.fromkeys((modality, FUSED), self.typical[fused] + gain * (heatmap - low))
+
+    def heatmap_range(self, name: str = FUSED) -> tuple[float, float]:
         """Gives (low, high), the one scale all heatmaps of this detector are drawn on.
 
         Low is the typical score of a good surface; high lies as far above the worst spot of any shot as that
@@ -181,17 +230,11 @@ class Detector(nn.Module):
         low, top = float(self.typical[slot]), float(self.extreme[slot])
         return low, top + (top - low) + 1e-6
 
-    def _maps(self, scores: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
-        """Heatmaps; a token that does not count gets the lowest score of any good one."""
-        maps = {}
-        for name, values in scores.items():
-            values = torch.where(mask, values, self.floor[_SLOTS[name]])
-            maps[name] = anomaly_map(values, self.grid, size=self.image_size, sigma=self.sigma)
-        return maps
-
-    @staticmethod
-    def _slots(named: Mapping[str, Tensor]) -> list[tuple[int, Tensor]]:
-        return [(_SLOTS[name], value) for name, value in named.items()]
+    def _map(self, values: Tensor, mask: Tensor, slot: int) -> Tensor:
+        """Heatmap of scores (b n); a token that does not count gets the lowest score of any good one."""
+        values = torch.where(mask, values, self.floor[slot])
+        return anomaly_map(values, self.grid, size=self.image_size, sigma=self.sigma)
 
 
-_SLOTS = {"rgb": 0, "normals": 1, "fused": 2}
+_ALONE = {"rgb": "rgb alone", "normals": "normals alone"}
+_SLOTS = {"rgb": 0, "normals": 1, FUSED: 2, "rgb alone": 3, "normals alone": 4}

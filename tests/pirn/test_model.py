@@ -112,6 +112,19 @@ def test_switches_turn_their_part_off() -> None:
     assert single({"rgb": shots.tokens["rgb"]}, shots.mask).keys() == {"rgb"}
 
 
+@pytest.mark.parametrize("missing", DIMS)
+def test_without_one_modality_the_other_is_rebuilt_without_exchange(missing: str) -> None:
+    shots, model = _features(), PIRN(DIMS, SMALL)
+    model.fit(shots)
+    apart = PIRN(DIMS, replace(SMALL, mnc=False))
+    apart.load_state_dict(model.state_dict(), strict=False)
+    (present,) = DIMS.keys() - {missing}
+    found = model({present: shots.tokens[present]}, shots.mask)
+    assert found.keys() == {present}
+    assert torch.equal(found[present], apart(shots.tokens, shots.mask)[present])
+    assert not torch.equal(found[present], model(shots.tokens, shots.mask)[present])
+
+
 @pytest.mark.parametrize("assignment", ["transport", "softmax", "linear", "sigmoid"])
 @pytest.mark.parametrize("aggregation", ["transport", "topk", "mean", "none"])
 def test_every_combination_trains(assignment: str, aggregation: str) -> None:
