@@ -1,4 +1,4 @@
-"""The command line: pirn demo | train | evaluate | detect."""
+"""The command line: pirn demo | prepare | train | evaluate | detect."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pirn of protoad {protoad.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_evaluate, _add_detect):
+    for add in (_add_demo, _add_prepare, _add_train, _add_evaluate, _add_detect):
         add(subparsers)
     return parser
 
@@ -50,10 +50,29 @@ def _add_demo(subparsers: Any) -> None:
     parser.add_argument("--jobs", type=int, default=None, help="parts trained at a time (default: one per core)")
 
 
+def _add_prepare(subparsers: Any) -> None:
+    parser = _command(subparsers, "prepare", commands.prepare, "compute normals and foreground of a data set once")
+    parser.add_argument("--dataset", choices=["mvtec3d"], default="mvtec3d", help="folder layout")
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories")
+    parser.add_argument("--category", nargs="+", default=["all"], metavar="NAME", help="categories (default: all)")
+    parser.add_argument("--out", type=Path, required=True, metavar="CACHE", help="cache to write, or to go on with")
+    parser.add_argument("--size", type=int, default=224, help="side of the square images, pixels (default: 224)")
+    parser.add_argument(
+        "--plane-distance",
+        nargs="+",
+        metavar="[NAME=]METRES",
+        help="up to where a point is table, for all or one category (default: 0.005 dowel=0.002)",
+    )
+    parser.add_argument(
+        "--foreground", action=argparse.BooleanOptionalAction, default=True, help="find the part by its table"
+    )
+    parser.add_argument("--jobs", type=int, default=None, help="parts prepared at a time (default: one per core)")
+
+
 def _add_train(subparsers: Any) -> None:
     parser = _command(subparsers, "train", commands.train, "learn one or more products from a few good parts of each")
     parser.add_argument("--dataset", choices=["mvtec3d"], default="mvtec3d", help="folder layout")
-    parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories")
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories, or a cache")
     parser.add_argument("--category", nargs="+", required=True, metavar="NAME", help="categories to learn, or: all")
     parser.add_argument("--shots", type=int, default=None, help="good parts per category, drawn by seed (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoints, OUT/CATEGORY/")
@@ -67,7 +86,7 @@ def _add_train(subparsers: Any) -> None:
 def _add_evaluate(subparsers: Any) -> None:
     parser = _command(subparsers, "evaluate", commands.evaluate, "measure checkpoints beside the yardsticks")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder that train wrote")
-    parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories")
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories, or a cache")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table as JSON")
     parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="write a grid of pictures per category")
     parser.add_argument("--no-yardsticks", action="store_true", help="PIRN alone; needs no training parts")

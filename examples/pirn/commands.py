@@ -14,12 +14,13 @@ from pirn.experiment import evaluate as evaluate_category
 from pirn.experiment import read_shots, read_test, train_category
 from pirn.inspection import inspect_parts
 from pirn.pictures import write_grid
-from protoad.data import list_categories, load_sample, pair_files
+from pirn.preparation import parse_distances, prepare_all
+from protoad.data import PrepareSettings, list_categories, load_sample, pair_files
 from protoad.encoders import FeatureCache
 from protoad.errors import CheckpointError, ConfigError, DataError
 from protoad.report import format_table, summarise, write_json
 
-__all__ = ["demo", "detect", "evaluate", "train"]
+__all__ = ["demo", "detect", "evaluate", "prepare", "train"]
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -90,6 +91,16 @@ def detect(arguments: argparse.Namespace) -> None:
             raise DataError(f"{arguments.folder}: its rgb/ and xyz/ hold no parts")
     samples = ((name, load_sample(*paths)) for name, paths in parts.items())
     inspect_parts(pirn, samples, arguments.out)
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """`pirn prepare`: a cache that train and evaluate take as their root."""
+    categories = list_categories(arguments.root) if arguments.category == ["all"] else arguments.category
+    _check_writable(arguments.out)
+    distances = parse_distances(arguments.plane_distance, categories)
+    settings = {name: PrepareSettings(arguments.size, arguments.foreground, distances[name]) for name in categories}
+    jobs = (os.cpu_count() or 1) if arguments.jobs is None else arguments.jobs
+    prepare_all(arguments.dataset, arguments.root, arguments.out, settings, jobs=jobs)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 
 from pirn.config import PIRNConfig
 from pirn.detector import PIRNDetector, yardsticks
-from protoad.data import MVTec3D, Prepared, Sample, prepare, select_shots
+from protoad.data import MVTec3D, Prepared, PreparedSet, list_prepared, prepare, random_copies, select_shots
 from protoad.detection import Detector, FeatureExtractor, Features, Prediction
 from protoad.encoders import FeatureCache
 from protoad.errors import DataError
@@ -36,16 +37,25 @@ def train_category(
 ) -> tuple[PIRNDetector, Features]:
     """Trains PIRN on some good parts of one category; gives it and the features of its shots.
 
+    Args:
+        config: settings.
+        root: folder that holds the categories, or a cache that `pirn prepare` wrote.
+        category: to learn.
+        shots: how many good parts; None takes all.
+        cache: of features.
+
     Raises:
-        DataError: for missing or damaged data, or fewer good parts than asked for.
+        DataError: for missing or damaged data, fewer good parts than asked for, or a cache with other settings.
     """
-    train_set = MVTec3D(root, category, "train")
+    train_set = _open(config, root, category, "train")
     good = [index for index, label in enumerate(train_set.labels) if label == 0]
     names = [train_set.names[index] for index in good]
     chosen = select_shots([f"{train_set.root / category / name}" for name in names], shots, seed=config.seed)
     pirn = PIRNDetector(config, category=category, cache=cache)
-    parts = [_prepared(train_set[good[index]], config) for index in chosen]
-    return pirn, pirn.fit(parts, [names[index] for index in chosen])
+    parts = _prepared(train_set, [good[index] for index in chosen], config)
+    copies = random_copies(parts, config.augment, seed=config.seed)
+    features = pirn.fit(parts + copies, [names[index] for index in chosen])
+    return pirn, features.pick(torch.arange(len(parts)))
 
 
 def read_shots(pirn: PIRNDetector, root: str | Path) -> Features:
@@ -54,26 +64,35 @@ def read_shots(pirn: PIRNDetector, root: str | Path) -> Features:
     Raises:
         DataError: if one of them is no longer there.
     """
-    train_set = MVTec3D(root, pirn.category, "train")
+    train_set = _open(pirn.config, root, pirn.category, "train")
     missing = sorted(set(pirn.shots) - set(train_set.names))
     if missing:
         raise DataError(
             f"{train_set.root / pirn.category}: lacks {missing[0]}, which the detector was trained on; "
             "give the original root, or leave the yardsticks out with --no-yardsticks"
         )
-    parts = [_prepared(train_set[train_set.names.index(name)], pirn.config) for name in pirn.shots]
-    return pirn.extractor(parts)
+    return pirn.extractor(_prepared(train_set, [train_set.names.index(name) for name in pirn.shots], pirn.config))
 
 
 def read_test(config: PIRNConfig, root: str | Path, category: str) -> EvaluationSet:
     """Reads and prepares the test split of a category."""
-    test_set = MVTec3D(root, category, "test")
-    parts = [_prepared(sample, config) for sample in test_set]
+    test_set = _open(config, root, category, "test")
+    parts = _prepared(test_set, range(len(test_set)), config)
     return EvaluationSet(parts, test_set.names, test_set.defects, test_set.labels)
 
 
-def _prepared(sample: Sample, config: PIRNConfig) -> Prepared:
-    return prepare(sample, config.image_size, foreground=config.foreground)
+def _open(config: PIRNConfig, root: str | Path, category: str, split: str) -> MVTec3D | PreparedSet:
+    """The parts of a split, from the data set itself or prepared in a cache."""
+    if category in list_prepared(root):
+        return PreparedSet(root, category, split, config.preparation(category))
+    return MVTec3D(root, category, split)
+
+
+def _prepared(source: MVTec3D | PreparedSet, indices: Iterable[int], config: PIRNConfig) -> list[Prepared]:
+    if isinstance(source, PreparedSet):
+        return [source[index] for index in indices]
+    settings = config.preparation(source.category)
+    return [prepare(source[index], **asdict(settings)) for index in indices]
 
 
 def predict(extractor: FeatureExtractor, detector: Detector, parts: Sequence[Prepared]) -> Prediction:
