@@ -1,4 +1,4 @@
-"""The command line: pirn demo | check | train | evaluate | detect."""
+"""The command line: pirn demo | check | prepare | train | evaluate | detect."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pirn of protoad {protoad.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_check, _add_train, _add_evaluate, _add_detect):
+    for add in (_add_demo, _add_check, _add_prepare, _add_train, _add_evaluate, _add_detect):
         add(subparsers)
     return parser
 
@@ -82,10 +82,29 @@ def _add_check(subparsers: Any) -> None:
     )
 
 
+def _add_prepare(subparsers: Any) -> None:
+    parser = _command(subparsers, "prepare", commands.prepare, "compute normals and foreground of a data set once")
+    _add_dataset(parser, "mvtec3d")
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories")
+    parser.add_argument("--category", nargs="+", default=["all"], metavar="NAME", help="categories (default: all)")
+    parser.add_argument("--out", type=Path, required=True, metavar="CACHE", help="cache to write, or to go on with")
+    parser.add_argument("--size", type=int, default=224, help="side of the square images, pixels (default: 224)")
+    parser.add_argument(
+        "--plane-distance",
+        nargs="+",
+        metavar="[NAME=]METRES",
+        help="up to where a point is table, for all or one category (default: 0.005 dowel=0.002)",
+    )
+    parser.add_argument(
+        "--foreground", action=argparse.BooleanOptionalAction, default=True, help="find the part by its table"
+    )
+    parser.add_argument("--jobs", type=int, default=None, help="parts prepared at a time (default: one per core)")
+
+
 def _add_train(subparsers: Any) -> None:
     parser = _command(subparsers, "train", commands.train, "learn one or more products from a few good parts of each")
     _add_dataset(parser, "mvtec3d")
-    parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories")
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories, or a cache")
     parser.add_argument("--category", nargs="+", required=True, metavar="NAME", help="categories to learn, or: all")
     parser.add_argument("--shots", type=int, default=None, help="good parts per category, drawn by seed (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoints, OUT/CATEGORY/")
@@ -99,7 +118,7 @@ def _add_train(subparsers: Any) -> None:
 def _add_evaluate(subparsers: Any) -> None:
     parser = _command(subparsers, "evaluate", commands.evaluate, "measure checkpoints beside the yardsticks")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder that train wrote")
-    parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories")
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories, or a cache")
     _add_dataset(parser, None)
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table as JSON")
     parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="write a grid of pictures per category")

@@ -10,17 +10,18 @@ from pathlib import Path
 
 from pirn.config import PIRNConfig
 from pirn.demo import run_demo
-from pirn.detector import CHECKPOINT_NAME, PIRNDetector, Source
+from pirn.detector import CHECKPOINT_NAME, PIRNDetector
 from pirn.experiment import evaluate as evaluate_category
 from pirn.experiment import read_shots, read_test, train_category
 from pirn.inspection import inspect_parts
 from pirn.pictures import write_grid
-from protoad.data import Sample, list_categories, load_sample, pair_files
+from pirn.preparation import parse_distances, prepare_all
+from protoad.data import PrepareSettings, Sample, Source, list_prepared, load_sample, pair_files
 from protoad.encoders import FeatureCache
 from protoad.errors import CheckpointError, ConfigError, DataError
 from protoad.report import format_table, summarise, write_json
 
-__all__ = ["demo", "detect", "evaluate", "train"]
+__all__ = ["demo", "detect", "evaluate", "prepare", "train"]
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -33,12 +34,10 @@ def train(arguments: argparse.Namespace) -> None:
     config = PIRNConfig(**{spec.name: getattr(arguments, spec.name) for spec in fields(PIRNConfig)})
     if arguments.faithful:
         config = config.faithful()
-    source = Source(arguments.dataset, tuple(arguments.option))
-    categories = arguments.category
-    if categories == ["all"]:
-        categories = list_categories(arguments.root, source.dataset, **dict(source.options))
+    source = Source.of(arguments.dataset, arguments.option)
+    categories = list_prepared(arguments.root) or source.categories(arguments.root)
     _check_writable(arguments.out)
-    for category in categories:
+    for category in categories if arguments.category == ["all"] else arguments.category:
         pirn, _ = train_category(
             config, arguments.root, category, arguments.shots, source=source, cache=FeatureCache(arguments.cache)
         )
@@ -79,9 +78,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def _source(arguments: argparse.Namespace, known: Source) -> Source:
     """How a checkpoint's parts are to be read: as when it was trained, but for what the command line says."""
-    if arguments.dataset is not None and arguments.dataset != known.dataset:
-        return Source(arguments.dataset, tuple(arguments.option))
-    return Source(known.dataset, tuple({**dict(known.options), **dict(arguments.option)}.items()))
+    asked = Source.of(arguments.dataset or known.dataset, arguments.option)
+    return asked if asked.dataset != known.dataset else Source.of(known.dataset, [*known.options, *asked.options])
 
 
 def detect(arguments: argparse.Namespace) -> None:
@@ -114,8 +112,19 @@ def _new_parts(arguments: argparse.Namespace, pirn: PIRNDetector) -> Iterable[tu
         parts = pair_files(arguments.folder)
         if not parts:
             raise DataError(f"{arguments.folder}: its rgb/ and xyz/ hold no parts")
-    unit = "mm" if ("unit", "mm") in map(tuple, pirn.source.options) else "m"
+    unit = "mm" if ("unit", "mm") in pirn.source.options else "m"
     return ((name, load_sample(*paths, unit=unit)) for name, paths in parts.items())
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """`pirn prepare`: a cache that train and evaluate take as their root."""
+    source = Source.of(arguments.dataset, arguments.option)
+    categories = source.categories(arguments.root) if arguments.category == ["all"] else arguments.category
+    _check_writable(arguments.out)
+    distances = parse_distances(arguments.plane_distance, categories)
+    settings = {name: PrepareSettings(arguments.size, arguments.foreground, distances[name]) for name in categories}
+    jobs = (os.cpu_count() or 1) if arguments.jobs is None else arguments.jobs
+    prepare_all(source, arguments.root, arguments.out, settings, jobs=jobs)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

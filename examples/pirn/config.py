@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from protoad.data import PrepareSettings, plane_distance
 from protoad.errors import CheckpointError, ConfigError
 
 __all__ = ["PIRNConfig"]
@@ -24,6 +25,10 @@ class PIRNConfig:
     image_size: int = _option(224, "side of the square images, pixels")
     modality: Literal["both", "rgb", "normals"] = _option("both", "which modalities to use (paper Table 3)")
     foreground: bool = _option(True, "count only tokens on the part, found by a plane fit to the cloud")
+    plane_distance: float | None = _option(
+        None, "metres off the table up to which a point is table (default: 0.005; 0.002 for dowel)"
+    )
+    augment: int = _option(0, "turned and shifted copies of each shot to learn from as well")
     num_prototypes: int = _option(30, "prototypes per modality, K")
     num_layers: int = _option(2, "decoder layers, L")
     epsilon: float = _option(0.02, "entropic regularisation of the transport")
@@ -69,11 +74,12 @@ class PIRNConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("epsilon", "lr"):
-            if not 0 < getattr(self, name) < math.inf:
+        for name in ("epsilon", "lr", "plane_distance"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected a finite value above 0, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
+        for name in ("seed", "augment"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         if not 0 <= self.sigma < math.inf or not 0 <= self.top_fraction <= 1:
             raise ConfigError(
                 f"expected sigma >= 0 and top_fraction in [0, 1], got {self.sigma} and {self.top_fraction}"
@@ -83,6 +89,11 @@ class PIRNConfig:
     def modalities(self) -> tuple[str, ...]:
         """The modalities in use, in order."""
         return ("rgb", "normals") if self.modality == "both" else (self.modality,)
+
+    def preparation(self, category: str) -> PrepareSettings:
+        """How parts of a category are prepared."""
+        distance = plane_distance(category) if self.plane_distance is None else self.plane_distance
+        return PrepareSettings(self.image_size, self.foreground, distance)
 
     def faithful(self) -> PIRNConfig:
         """Gives these settings with the paper's own, and its silent ones as docs/choices.md reads them.

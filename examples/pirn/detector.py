@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from protoad_detectors import GaussianReconstructor, NearestNeighbourReconstructor
 
@@ -13,29 +13,15 @@ import protoad
 from pirn.config import PIRNConfig
 from pirn.model import PIRN
 from protoad.checkpoint import load_checkpoint, save_checkpoint
-from protoad.data import Dataset, Prepared, open_dataset
+from protoad.data import DEFAULT_SOURCE, Prepared, Source
 from protoad.detection import Detector, FeatureExtractor, Features, Reconstructor
 from protoad.encoders import Encoder, FeatureCache, build_encoder
 from protoad.errors import CheckpointError
 from protoad.scoring import ResidualScore
 
-__all__ = ["CHECKPOINT_NAME", "DEFAULT_SOURCE", "PIRNDetector", "Source", "build_extractor", "with_head", "yardsticks"]
+__all__ = ["CHECKPOINT_NAME", "PIRNDetector", "build_extractor", "with_head", "yardsticks"]
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
-
-
-class Source(NamedTuple):
-    """How parts are read: a data set's name and options. Kept with a detector, whose parts are all to be read alike."""
-
-    dataset: str = "mvtec3d"
-    options: tuple[tuple[str, str], ...] = ()
-
-    def open(self, root: str | Path, category: str, split: str) -> Dataset:
-        """Gives one split of one category."""
-        return open_dataset(self.dataset, root, category, split, **dict(self.options))
-
-
-DEFAULT_SOURCE = Source()
 
 
 def build_extractor(config: PIRNConfig, *, cache: FeatureCache | None = None) -> FeatureExtractor:
@@ -143,7 +129,7 @@ class PIRNDetector:
         loaded = cls(
             config if weights is None else replace(config, weights=weights),
             category=_entry(header, "category", path),
-            source=Source(**header.get("source", {})),  # checkpoints of the first version have none
+            source=Source.of(**_entry(header, "source", path)),
             cache=cache,
         )
         loaded.shots = _entry(header, "shots", path)

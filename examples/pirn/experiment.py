@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +11,18 @@ import numpy as np
 import torch
 
 from pirn.config import PIRNConfig
-from pirn.detector import DEFAULT_SOURCE, PIRNDetector, Source, yardsticks
-from protoad.data import Prepared, Sample, prepare, select_shots
+from pirn.detector import PIRNDetector, yardsticks
+from protoad.data import (
+    DEFAULT_SOURCE,
+    Dataset,
+    Prepared,
+    PreparedSet,
+    Source,
+    list_prepared,
+    prepare,
+    random_copies,
+    select_shots,
+)
 from protoad.detection import Detector, FeatureExtractor, Features, Prediction
 from protoad.encoders import FeatureCache
 from protoad.errors import DataError
@@ -42,16 +53,26 @@ def train_category(
 ) -> tuple[PIRNDetector, Features]:
     """Trains PIRN on some good parts of one category; gives it and the features of its shots.
 
+    Args:
+        config: settings.
+        root: folder that holds the categories, or a cache that `pirn prepare` wrote.
+        category: to learn.
+        shots: how many good parts; None takes all.
+        source: how the parts are read; a cache knows that itself.
+        cache: of features.
+
     Raises:
-        DataError: for missing or damaged data, or fewer good parts than asked for.
+        DataError: for missing or damaged data, fewer good parts than asked for, or a cache with other settings.
     """
-    train_set = source.open(root, category, "train")
+    train_set = _open(config, root, category, "train", source)
     good = [index for index, label in enumerate(train_set.labels) if label == 0]
     names = [train_set.names[index] for index in good]
     chosen = select_shots([f"{train_set.root / category / name}" for name in names], shots, seed=config.seed)
-    pirn = PIRNDetector(config, category=category, source=source, cache=cache)
-    parts = [_prepared(train_set[good[index]], config) for index in chosen]
-    return pirn, pirn.fit(parts, [names[index] for index in chosen])
+    pirn = PIRNDetector(config, category=category, source=_source(train_set, source), cache=cache)
+    parts = _prepared(train_set, [good[index] for index in chosen], config)
+    copies = random_copies(parts, config.augment, seed=config.seed)
+    features = pirn.fit(parts + copies, [names[index] for index in chosen])
+    return pirn, features.pick(torch.arange(len(parts)))
 
 
 def read_shots(pirn: PIRNDetector, root: str | Path) -> Features:
@@ -60,15 +81,14 @@ def read_shots(pirn: PIRNDetector, root: str | Path) -> Features:
     Raises:
         DataError: if one of them is no longer there.
     """
-    train_set = pirn.source.open(root, pirn.category, "train")
+    train_set = _open(pirn.config, root, pirn.category, "train", pirn.source)
     missing = sorted(set(pirn.shots) - set(train_set.names))
     if missing:
         raise DataError(
             f"{train_set.root / pirn.category}: lacks {missing[0]}, which the detector was trained on; "
             "give the original root, or leave the yardsticks out with --no-yardsticks"
         )
-    parts = [_prepared(train_set[train_set.names.index(name)], pirn.config) for name in pirn.shots]
-    return pirn.extractor(parts)
+    return pirn.extractor(_prepared(train_set, [train_set.names.index(name) for name in pirn.shots], pirn.config))
 
 
 def read_test(config: PIRNConfig, root: str | Path, category: str, *, source: Source = DEFAULT_SOURCE) -> EvaluationSet:
@@ -77,15 +97,30 @@ def read_test(config: PIRNConfig, root: str | Path, category: str, *, source: So
     Raises:
         DataError: for missing or damaged data, or parts that nobody labelled.
     """
-    test_set = source.open(root, category, "test")
+    test_set = _open(config, root, category, "test", source)
     if not test_set.labelled:
         raise DataError(f"{test_set.root}: nobody sorted these parts, and they have no masks; use pirn detect --root")
-    parts = [_prepared(sample, config) for sample in test_set]
+    parts = _prepared(test_set, range(len(test_set)), config)
     return EvaluationSet(parts, test_set.names, test_set.defects, test_set.labels)
 
 
-def _prepared(sample: Sample, config: PIRNConfig) -> Prepared:
-    return prepare(sample, config.image_size, foreground=config.foreground)
+def _open(config: PIRNConfig, root: str | Path, category: str, split: str, source: Source) -> Dataset | PreparedSet:
+    """The parts of a split, from the data set itself or prepared in a cache."""
+    if category in list_prepared(root):
+        return PreparedSet(root, category, split, config.preparation(category))
+    return source.open(root, category, split)
+
+
+def _source(parts: Dataset | PreparedSet, asked: Source) -> Source:
+    """How the parts were read: a cache knows."""
+    return parts.source if isinstance(parts, PreparedSet) else asked
+
+
+def _prepared(parts: Dataset | PreparedSet, indices: Iterable[int], config: PIRNConfig) -> list[Prepared]:
+    if isinstance(parts, PreparedSet):
+        return [parts[index] for index in indices]
+    settings = config.preparation(parts.category)
+    return [prepare(parts[index], **asdict(settings)) for index in indices]
 
 
 def predict(extractor: FeatureExtractor, detector: Detector, parts: Sequence[Prepared]) -> Prediction:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def inspect_parts(pirn: PIRNDetector, parts: Iterable[tuple[str, Sample]], out: 
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as staging:
         for name, sample in parts:
-            prepared = prepare(sample, pirn.config.image_size, foreground=pirn.config.foreground)
+            prepared = prepare(sample, **asdict(pirn.config.preparation(pirn.category)))
             pirn.extractor.cache = FeatureCache()  # a part is looked at once: its features need no keeping
             prediction = pirn.detector(pirn.extractor([prepared]))
             write_rgb(Path(staging) / f"{name}.png", _overlay(pirn, prepared, prediction))

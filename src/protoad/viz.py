@@ -11,10 +11,11 @@ import numpy as np
 from protoad._lazy import require
 from protoad.errors import DataError, ShapeError
 
-__all__ = ["GridRow", "heatmap_overlay", "sample_grid", "with_color_bar"]
+__all__ = ["GridRow", "foreground_overlay", "heatmap_overlay", "sample_grid", "with_color_bar"]
 
 _WHITE, _INK = 255, 25
 _CONTOUR = (0, 255, 255)  # cyan: the one bright hue the inferno colours lack
+_REMOVED = np.array([20, 30, 90])  # a dark part on a black table must not look removed, nor the table kept
 _MIN_TILE = 200  # smaller images are magnified in a grid, or no title would fit above them
 _GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
 
@@ -79,6 +80,32 @@ def heatmap_overlay(
         raise ValueError(f"alpha: expected a weight in [0, 1], got {alpha}")
     grey = (rgb @ _GREY_WEIGHTS)[..., None]
     return np.rint((1 - alpha) * grey + alpha * _colorize(heatmap, vmin=vmin, vmax=vmax)).astype(np.uint8)
+
+
+def foreground_overlay(rgb: np.ndarray, foreground: np.ndarray) -> np.ndarray:
+    """The picture with what was taken for background dimmed and blue, and an outline around what was kept.
+
+    Args:
+        rgb: (y x 3) uint8.
+        foreground: (y x) bool.
+
+    Returns:
+        (y x 3) uint8.
+
+    Raises:
+        ShapeError: if the sizes differ.
+        DataError: if rgb is not uint8.
+    """
+    cv2 = require("cv2", extra="data")
+    _check_rgb("rgb", rgb)
+    if foreground.shape != rgb.shape[:2]:
+        raise ShapeError(f"foreground: expected (y x) = {rgb.shape[:2]} as rgb has, got {foreground.shape}")
+    dim = 0.3 * (rgb @ _GREY_WEIGHTS)[..., None] + _REMOVED
+    shown = np.where(foreground[..., None], rgb, dim).astype(np.uint8)
+    kept = foreground.astype(np.uint8)
+    grown = cv2.dilate(kept, np.ones((3, 3), np.uint8))
+    shown[grown > kept] = _CONTOUR
+    return shown
 
 
 def with_color_bar(image: np.ndarray, *, vmin: float, vmax: float, label: str = "anomaly score") -> np.ndarray:

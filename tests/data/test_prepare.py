@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from protoad.data import MVTec3D, Sample, encode_normals, normals_from_xyz, prepare
-from protoad.errors import DataError
+from protoad.errors import ConfigError, DataError
 
 
 def _scene(height: int, width: int, centre: tuple[float, float], radius: float) -> Sample:
@@ -137,7 +137,7 @@ def test_cloud_without_a_surface() -> None:
     sample.xyz[:] = np.nan
     with pytest.raises(DataError, match="test/blob/000: its point cloud holds no surface"):
         prepare(sample)
-    with pytest.raises(DataError, match="size: expected 1 pixel or more, got 0"):
+    with pytest.raises(ConfigError, match="size: expected 1 pixel or more, got 0"):
         prepare(_scene(40, 40, (20, 20), 8), 0)
 
 

@@ -160,18 +160,6 @@ def test_a_warning_is_one_sentence(parts: Path, tmp_path: Path, capsys: pytest.C
     assert line.endswith("if that is millimetres, give the option unit=mm")
 
 
-def test_a_checkpoint_from_before_there_were_data_sets(parts: Path, tmp_path: Path) -> None:
-    from protoad.checkpoint import save_checkpoint
-
-    argv = ["--root", str(parts), "--category", "tile", "--out", str(tmp_path), *FAST]
-    assert main(["train", *argv]) == 0
-    path = tmp_path / "tile" / "checkpoint.safetensors"
-    tensors, header = load_checkpoint(path)
-    del header["source"]
-    save_checkpoint(path, tensors, header)
-    assert main(["evaluate", "--checkpoint", str(tmp_path), "--root", str(parts)]) == 0
-
-
 def test_real_candy(tmp_path: Path) -> None:
     data = os.environ.get("PROTOAD_DATA")
     if not data:

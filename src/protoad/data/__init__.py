@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+from protoad.data.augment import augment, random_copies
 from protoad.data.camera import Intrinsics, xyz_from_depth
 from protoad.data.check import Findings, Problem, SplitFindings, check_dataset
 from protoad.data.clouds import read_cloud
 from protoad.data.dataset import Dataset, DataWarning, Part
 from protoad.data.eyecandies import Eyecandies
 from protoad.data.fewshot import select_shots
-from protoad.data.files import (
-    read_depth,
-    read_mask,
-    read_normals,
-    read_rgb,
-    read_xyz,
-    write_mask,
-    write_rgb,
-    write_xyz,
-)
+from protoad.data.files import read_depth, read_mask, read_normals, read_rgb, read_xyz, write_mask, write_rgb, write_xyz
 from protoad.data.folder import CONFIG_NAME, TEMPLATE, Folder
-from protoad.data.foreground import foreground_mask
+from protoad.data.foreground import (
+    EVERYTHING_KEPT,
+    PLANE_DISTANCE,
+    PLANE_DISTANCES,
+    Foreground,
+    find_foreground,
+    foreground_mask,
+    plane_distance,
+)
+from protoad.data.geometry import SquareMap
 from protoad.data.mvtec3d import ADAM3D, MVTec3D, load_sample, pair_files
 from protoad.data.pointcloud import Normals, encode_normals, normals_from_xyz
-from protoad.data.prepare import Prepared, prepare
+from protoad.data.prepare import Prepared, PrepareSettings, prepare
+from protoad.data.prepare_dataset import Outcome, prepare_dataset
+from protoad.data.prepared_cache import PreparedSet, list_prepared
 from protoad.data.real_iad_d3 import RealIADD3
-from protoad.data.registry import DATASETS, list_categories, open_dataset
+from protoad.data.registry import DATASETS, DEFAULT_SOURCE, Source, list_categories, open_dataset
 from protoad.data.sample import Sample
 from protoad.data.synthetic import DEFECT_TYPES, PART_TYPES, render_part, write_dataset
 
@@ -32,32 +35,48 @@ __all__ = [
     "ADAM3D",
     "CONFIG_NAME",
     "DATASETS",
+    "DEFAULT_SOURCE",
     "DEFECT_TYPES",
+    "EVERYTHING_KEPT",
     "PART_TYPES",
+    "PLANE_DISTANCE",
+    "PLANE_DISTANCES",
     "TEMPLATE",
     "DataWarning",
     "Dataset",
     "Eyecandies",
     "Findings",
     "Folder",
+    "Foreground",
     "Intrinsics",
     "MVTec3D",
     "Normals",
+    "Outcome",
     "Part",
+    "PrepareSettings",
     "Prepared",
+    "PreparedSet",
     "Problem",
     "RealIADD3",
     "Sample",
+    "Source",
     "SplitFindings",
+    "SquareMap",
+    "augment",
     "check_dataset",
     "encode_normals",
+    "find_foreground",
     "foreground_mask",
     "list_categories",
+    "list_prepared",
     "load_sample",
     "normals_from_xyz",
     "open_dataset",
     "pair_files",
+    "plane_distance",
     "prepare",
+    "prepare_dataset",
+    "random_copies",
     "read_cloud",
     "read_depth",
     "read_mask",

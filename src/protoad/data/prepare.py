@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from protoad.data.foreground import foreground_mask
-from protoad.data.pointcloud import normals_from_xyz, viewer_axes
+from protoad.data.foreground import EVERYTHING_KEPT, PLANE_DISTANCE, find_foreground
+from protoad.data.geometry import SquareMap
+from protoad.data.pointcloud import Normals, normals_from_xyz, viewer_axes
 from protoad.data.sample import Sample
-from protoad.errors import DataError
+from protoad.errors import ConfigError, DataError
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["PrepareSettings", "Prepared", "prepare", "prepare_and_explain"]
 
 
 class Prepared(NamedTuple):
@@ -35,51 +37,71 @@ class Prepared(NamedTuple):
     mask: Tensor
 
 
-def prepare(sample: Sample, size: int = 224, *, foreground: bool = True) -> Prepared:
+@dataclass(frozen=True)
+class PrepareSettings:
+    """What `prepare` can be told.
+
+    Args:
+        size: of the output in pixels.
+        foreground: False skips the search for the table: the whole frame counts as foreground.
+        plane_distance: from the table, in metres, up to which a point is table; see `find_foreground`.
+
+    Raises:
+        ConfigError: if `size` is below 1, or `plane_distance` isn't a finite number above 0.
+    """
+
+    size: int = 224
+    foreground: bool = True
+    plane_distance: float = PLANE_DISTANCE
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"size: expected 1 pixel or more, got {self.size}")
+        if not 0 < self.plane_distance < math.inf:
+            raise ConfigError(f"plane_distance: expected a finite value above 0, got {self.plane_distance}")
+
+
+def prepare(
+    sample: Sample, size: int = 224, *, foreground: bool = True, plane_distance: float = PLANE_DISTANCE
+) -> Prepared:
     """Resizes a part and turns its point cloud into a normal map.
 
-    A frame that isn't square is centred in one that is. Output pixel i stands for the source interval
-    [i, i + 1) * side / size in all five tensors: colour is bicubic with antialiasing, normals are fitted at
-    full resolution and averaged over their valid pixels, and the masks take the pixel at the interval's centre.
+    A frame that isn't square is centred in one that is; all five tensors go through one `SquareMap`. Normals are those
+    the sample brings, or fitted at full resolution; an output pixel takes their mean over the valid pixels it covers.
 
     Args:
         sample: the part.
-        size: of the output in pixels.
-        foreground: False skips the search for the table: the whole frame counts as foreground.
+        size: see `PrepareSettings`, as the others.
+        foreground: see there.
+        plane_distance: see there.
 
     Raises:
-        DataError: if no pixel has a valid point; names the sample.
+        DataError: if no pixel has a normal; names the sample.
+        ConfigError: if a setting is out of range.
     """
-    if size < 1:
-        raise DataError(f"size: expected 1 pixel or more, got {size}")
-    normals, valid = normals_from_xyz(sample.xyz)
-    if not valid.any():
-        raise DataError(f"{sample.name}: its point cloud holds no surface; scan the part again")
-    part = foreground_mask(sample.xyz) if foreground else np.ones(valid.shape, dtype=bool)
-    facing = _to_square(viewer_axes(normals))
-    rgb = functional.interpolate(
-        _to_square(sample.rgb).float() / 255, (size, size), mode="bicubic", antialias=True
-    ).clamp(0, 1)
-    masks = _nearest(np.stack([valid, part, sample.mask], axis=-1), size)
-    return Prepared(rgb[0], _shrink_normals(facing, masks[0], size), *masks)
+    return prepare_and_explain(sample, PrepareSettings(size, foreground, plane_distance))[0]
 
 
-def _shrink_normals(normals: Tensor, valid: Tensor, size: int) -> Tensor:
-    """Colours (3 y x) of the mean direction around each output pixel; invalid pixels come as zeros."""
-    mean = functional.interpolate(normals, (size, size), mode="bilinear", antialias=True)
-    unit = functional.normalize(mean, dim=1, eps=1e-6)[0]
-    return torch.where(valid, unit * 0.5 + 0.5, 0.5)
+def prepare_and_explain(sample: Sample, settings: PrepareSettings) -> tuple[Prepared, str]:
+    """The same as `prepare`, and the sentence that says what was taken for background."""
+    height, width = sample.rgb.shape[:2]
+    frame = SquareMap(height, width, settings.size)
+    normals, valid = _normals(sample)
+    part, reason = np.ones(valid.shape, dtype=bool), f"{EVERYTHING_KEPT}: nobody asked for the foreground."
+    if settings.foreground:
+        part, _, reason = find_foreground(sample.xyz, distance=settings.plane_distance)
+    masks = frame.nearest(np.stack([valid, part, sample.mask], axis=-1))
+    kept, *others = torch.from_numpy(np.ascontiguousarray(np.moveaxis(masks, -1, 0)))
+    facing = torch.where(kept, frame.directions(viewer_axes(normals)) * 0.5 + 0.5, 0.5)
+    return Prepared(frame.colour(sample.rgb), facing, kept, *others), reason
 
 
-def _nearest(masks: np.ndarray, size: int) -> tuple[Tensor, ...]:
-    square = _to_square(masks.astype(np.uint8))
-    return tuple(functional.interpolate(square, (size, size), mode="nearest-exact")[0].bool())
-
-
-def _to_square(image: np.ndarray) -> Tensor:
-    """(y x c) to (1 c s s), zeros on both sides of the shorter axis."""
-    tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0)))[None]
-    height, width = image.shape[:2]
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    return functional.pad(tensor, (left, side - width - left, top, side - height - top))
+def _normals(sample: Sample) -> Normals:
+    if sample.normals is None:
+        found, trouble = normals_from_xyz(sample.xyz), "point cloud holds no surface; scan the part again"
+    else:
+        known = np.asarray(sample.normals.any(axis=-1))
+        found, trouble = Normals(sample.normals, known), "normals are all zero; check their file"
+    if not found.valid.any():
+        raise DataError(f"{sample.name}: its {trouble}")
+    return found
