@@ -38,10 +38,12 @@ def train(arguments: argparse.Namespace) -> None:
     categories = list_prepared(arguments.root) or source.categories(arguments.root)
     _check_writable(arguments.out)
     for category in categories if arguments.category == ["all"] else arguments.category:
+        folder = arguments.out / category
+        cache = FeatureCache(arguments.cache)
         pirn, _ = train_category(
-            config, arguments.root, category, arguments.shots, source=source, cache=FeatureCache(arguments.cache)
+            config, arguments.root, category, arguments.shots, source=source, cache=cache, folder=folder
         )
-        path = pirn.save(arguments.out / category)
+        path = pirn.save(folder)
         last = pirn.model.history[-1]
         print(
             f"{category}: {len(pirn.shots)} shots, {len(pirn.model.history)} epochs, loss {last['loss']:.4f}, "

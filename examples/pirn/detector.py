@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,12 +17,15 @@ from protoad.checkpoint import load_checkpoint, save_checkpoint
 from protoad.data import DEFAULT_SOURCE, Prepared, Source
 from protoad.detection import Detector, FeatureExtractor, Features, Reconstructor
 from protoad.encoders import Encoder, FeatureCache, build_encoder
+from protoad.encoders.base import hash_tensors
 from protoad.errors import CheckpointError
 from protoad.scoring import ResidualScore
+from protoad.training import Snapshot
 
 __all__ = ["CHECKPOINT_NAME", "PIRNDetector", "build_extractor", "with_head", "yardsticks"]
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
+SNAPSHOT_NAME = "training.safetensors"
 
 
 def build_extractor(config: PIRNConfig, *, cache: FeatureCache | None = None) -> FeatureExtractor:
@@ -82,12 +86,28 @@ class PIRNDetector:
         self.model = PIRN(_dims(self.extractor), config)
         self.detector = with_head(self.model, self.extractor, config)
 
-    def fit(self, parts: Sequence[Prepared], names: Sequence[str]) -> Features:
-        """Trains on prepared good parts with the given names; gives their features, for yardsticks to share."""
+    def fit(self, parts: Sequence[Prepared], names: Sequence[str], *, folder: str | Path | None = None) -> Features:
+        """Trains on prepared good parts; gives their features, for yardsticks to share.
+
+        Args:
+            parts: to learn from.
+            names: of the parts, kept with the detector.
+            folder: where an interrupted training is kept, and one of the same settings and parts taken up again;
+                `save` to the same folder clears it away.
+
+        Raises:
+            CheckpointError: if the folder cannot be written.
+        """
         self.shots = list(names)
         features = self.extractor.fit(parts)(parts)
-        self.detector.fit(features)
+        self.model.fit(features, None if folder is None else self._snapshot(Path(folder), features))
+        self.detector.fit_score(features)
         return features
+
+    def _snapshot(self, folder: Path, features: Features) -> Snapshot:
+        title = json.dumps([protoad.__version__, asdict(self.config)], sort_keys=True)
+        identity = hash_tensors(title, [*features.tokens.items(), ("mask", features.mask)])
+        return Snapshot(folder / SNAPSHOT_NAME, identity)
 
     def save(self, folder: str | Path) -> Path:
         """Writes the checkpoint into a folder and gives its path.
@@ -109,6 +129,7 @@ class PIRNDetector:
         }
         path = Path(folder) / CHECKPOINT_NAME
         save_checkpoint(path, tensors, header)
+        (path.parent / SNAPSHOT_NAME).unlink(missing_ok=True)
         return path
 
     @classmethod

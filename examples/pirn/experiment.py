@@ -50,6 +50,7 @@ def train_category(
     *,
     source: Source = DEFAULT_SOURCE,
     cache: FeatureCache | None = None,
+    folder: Path | None = None,
 ) -> tuple[PIRNDetector, Features]:
     """Trains PIRN on some good parts of one category; gives it and the features of its shots.
 
@@ -60,6 +61,7 @@ def train_category(
         shots: how many good parts; None takes all.
         source: how the parts are read; a cache knows that itself.
         cache: of features.
+        folder: where an interrupted training is kept, and taken up again.
 
     Raises:
         DataError: for missing or damaged data, fewer good parts than asked for, or a cache with other settings.
@@ -71,7 +73,7 @@ def train_category(
     pirn = PIRNDetector(config, category=category, source=_source(train_set, source), cache=cache)
     parts = _prepared(train_set, [good[index] for index in chosen], config)
     copies = random_copies(parts, config.augment, seed=config.seed)
-    features = pirn.fit(parts + copies, [names[index] for index in chosen])
+    features = pirn.fit(parts + copies, [names[index] for index in chosen], folder=folder)
     return pirn, features.pick(torch.arange(len(parts)))
 
 

@@ -26,7 +26,7 @@ from protoad.nn import (
     TransportAggregate,
 )
 from protoad.ops import kmeans
-from protoad.training import Schedule, train
+from protoad.training import Schedule, Snapshot, train
 
 __all__ = ["PIRN", "LayerState", "PIRNLayer"]
 
@@ -161,8 +161,13 @@ class PIRN(Reconstructor):
     def _scaled(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {m: z / self.get_buffer(f"scale_{m}") for m, z in tokens.items()}
 
-    def fit(self, shots: Features) -> PIRN:
-        """Trains on good parts with the paper's loss: last layer, both modalities summed."""
+    def fit(self, shots: Features, snapshot: Snapshot | None = None) -> PIRN:
+        """Trains on good parts with the paper's loss: last layer, both modalities summed.
+
+        Args:
+            shots: features of the good parts.
+            snapshot: where to go on from if an earlier run was cut short.
+        """
         self.initialise(shots)
         schedule = Schedule(
             epochs=self.config.epochs, batch_size=self.config.batch_size, lr=self.config.lr, seed=self.config.seed
@@ -173,6 +178,7 @@ class PIRN(Reconstructor):
             lambda indices: self._step(shots.pick(indices)),
             shots=len(shots.mask),
             schedule=schedule,
+            snapshot=snapshot,
             progress="training",
         )
         self.eval()

@@ -41,8 +41,9 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], header: Map
     from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({**header, "format": FORMAT}, sort_keys=True)
-    data = save(plain, metadata={"header": text, "sha256": _NO_DIGEST})
+    # One text, digest and all: of several, safetensors writes any first, and the same content is not the same file.
+    text = json.dumps({**header, "format": FORMAT, "sha256": _NO_DIGEST}, sort_keys=True)
+    data = save(plain, metadata={"header": text})
     data = data.replace(_quoted(_NO_DIGEST), _quoted(hashlib.sha256(data).hexdigest()), 1)
     write_atomically(Path(path), lambda temporary: temporary.write_bytes(data), error=CheckpointError)
 
@@ -65,7 +66,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except (OSError, ValueError, RecursionError) as error:  # of a JSON text that is none
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({type(error).__name__})") from None
     header = _header(metadata, path)
-    digest = str(metadata.get("sha256"))
+    digest = str(header.pop("sha256", ""))
     if len(digest) != len(_NO_DIGEST) or _digest_without(data, digest) != digest:
         raise CheckpointError(f"{path}: damaged, its contents do not match their checksum; copy or train it again")
     try:
@@ -107,5 +108,5 @@ def _digest_without(data: bytes, digest: str) -> str:
 
 
 def _quoted(digest: str) -> bytes:
-    """As it stands in the file: the name before it keeps it apart from the same digits elsewhere."""
-    return f'"sha256":"{digest}"'.encode()
+    """As it stands in the file, a text within a text: the name before it keeps it apart from other digits."""
+    return rf"\"sha256\": \"{digest}\"".encode()

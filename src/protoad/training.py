@@ -75,10 +75,6 @@ class Snapshot:
         """
         save_checkpoint(self.path, state.tensors, {"identity": self.identity, "history": state.history})
 
-    def delete(self) -> None:
-        """Deletes the file, if there is one."""
-        self.path.unlink(missing_ok=True)
-
 
 @dataclass(frozen=True)
 class _State:

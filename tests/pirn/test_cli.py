@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import random
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +17,7 @@ import pytest
 from pirn.cli import main
 
 from protoad.data import load_sample, prepare, read_rgb, read_xyz, write_dataset, write_rgb, write_xyz
+from protoad.training import Snapshot
 
 FAST = ["--image-size", "96", "--epochs", "2", "--num-prototypes", "4"]
 METRICS = {"image_auroc", "pixel_auroc", "aupro", "f1_max"}
@@ -312,3 +318,52 @@ def test_quick_demo_runs_twice_and_spares_what_it_did_not_make(tmp_path: Path, c
     assert main(argv) == 2
     _one_sentence(capsys, "no demo made it")
     assert (tmp_path / "data" / "cookie").is_dir()
+
+
+def test_a_training_cut_short_ends_in_the_same_bytes(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def argv(out: str) -> list[str]:
+        where = ["--root", str(root), "--out", str(tmp_path / out)]
+        return ["train", *where, "--category", "cookie", "--shots", "3", *FAST[:2], "--epochs", "4", *FAST[4:]]
+
+    assert main(argv("whole")) == 0
+    save, saves = Snapshot.save, []
+
+    def interrupted(self: Snapshot, state: object) -> None:
+        save(self, state)
+        saves.append(state)
+        if len(saves) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Snapshot, "save", interrupted)
+        assert main(argv("cut")) == 130
+    assert [path.name for path in (tmp_path / "cut" / "cookie").iterdir()] == ["training.safetensors"]
+    assert main(argv("cut")) == 0
+    (whole,), (cut,) = ((tmp_path / out / "cookie").iterdir() for out in ("whole", "cut"))
+    assert cut.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_training_killed_again_and_again_ends_in_the_same_bytes(root: Path, tmp_path: Path) -> None:
+    """kill -9 of the command itself at random moments, from its imports to its last write."""
+    command = [sys.executable, "-c", "import sys; from pirn.cli import main; sys.exit(main(sys.argv[1:]))", "train"]
+    command += ["--root", str(root), "--category", "cookie", "--shots", "3", *FAST[:2], "--epochs", "30", *FAST[4:]]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    start = time.monotonic()
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, env=environment)
+    seconds, rng, kills = time.monotonic() - start, random.Random(0), 0
+    expected = (tmp_path / "whole" / "cookie" / "checkpoint.safetensors").read_bytes()
+    while kills < 50:
+        out = tmp_path / f"cut{kills}"
+        while True:
+            child = subprocess.Popen([*command, "--out", str(out)], env=environment)
+            try:
+                assert child.wait(rng.uniform(0.3, 1) * seconds) == 0
+                break
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+                kills += 1
+        assert (out / "cookie" / "checkpoint.safetensors").read_bytes() == expected
