@@ -1,4 +1,4 @@
-"""The command line: pirn demo | check | prepare | train | evaluate | detect."""
+"""The command line: pirn demo | check | prepare | train | evaluate | calibrate | detect."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pirn of protoad {protoad.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_check, _add_prepare, _add_train, _add_evaluate, _add_detect):
+    for add in (_add_demo, _add_check, _add_prepare, _add_train, _add_evaluate, _add_calibrate, _add_detect):
         add(subparsers)
     return parser
 
@@ -123,6 +123,20 @@ def _add_evaluate(subparsers: Any) -> None:
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table as JSON")
     parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="write a grid of pictures per category")
     parser.add_argument("--no-yardsticks", action="store_true", help="PIRN alone; needs no training parts")
+    _add_cache(parser)
+    _add_weights(parser)
+
+
+def _add_calibrate(subparsers: Any) -> None:
+    text = "choose the threshold from good parts that were not learnt from"
+    parser = _command(subparsers, "calibrate", commands.calibrate, text)
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder that train wrote")
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories, or a cache")
+    parser.add_argument(
+        "--false-reject-rate", type=float, default=0.05, metavar="SHARE", help="of good parts (default: 0.05)"
+    )
+    parser.add_argument("--force", action="store_true", help="go on with too few parts: then nothing is rejected")
+    _add_dataset(parser, None)
     _add_cache(parser)
     _add_weights(parser)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from pirn.config import PIRNConfig
 from pirn.demo import run_demo
 from pirn.detector import CHECKPOINT_NAME, PIRNDetector
+from pirn.experiment import calibrate_category, read_shots, read_test, train_category
 from pirn.experiment import evaluate as evaluate_category
-from pirn.experiment import read_shots, read_test, train_category
 from pirn.inspection import inspect_parts
 from pirn.pictures import write_grid
 from pirn.preparation import parse_distances, prepare_all
@@ -21,7 +21,7 @@ from protoad.encoders import FeatureCache
 from protoad.errors import CheckpointError, ConfigError, DataError
 from protoad.report import format_table, summarise, write_json
 
-__all__ = ["demo", "detect", "evaluate", "prepare", "train"]
+__all__ = ["calibrate", "demo", "detect", "evaluate", "prepare", "train"]
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -76,6 +76,22 @@ def evaluate(arguments: argparse.Namespace) -> None:
     print(format_table(results))
     if arguments.json is not None:
         write_json(arguments.json, results)
+
+
+def calibrate(arguments: argparse.Namespace) -> None:
+    """`pirn calibrate`: writes the calibration into the checkpoint; nothing is written if one of several fails."""
+    calibrated = []
+    for folder in _checkpoints(arguments.checkpoint):
+        _check_writable(folder)
+        pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
+        pirn.source = _source(arguments, pirn.source)
+        names = calibrate_category(pirn, arguments.root, arguments.false_reject_rate, force=arguments.force)
+        calibrated.append((folder, pirn, names))
+    for folder, pirn, names in calibrated:
+        pirn.save(folder)
+        print(f"{pirn.category}: {len(names)} good parts held out, at most {arguments.false_reject_rate:.3g} rejected")
+        for modalities, calibration in pirn.calibrations.items():
+            print(f"  {modalities}: rejected above {calibration.threshold:.2f}")
 
 
 def _source(arguments: argparse.Namespace, known: Source) -> Source:

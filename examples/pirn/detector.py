@@ -13,6 +13,7 @@ from protoad_detectors import GaussianReconstructor, NearestNeighbourReconstruct
 import protoad
 from pirn.config import PIRNConfig
 from pirn.model import PIRN
+from protoad.calibration import Calibration
 from protoad.checkpoint import load_checkpoint, save_checkpoint
 from protoad.data import DEFAULT_SOURCE, Prepared, Source
 from protoad.detection import Detector, FeatureExtractor, Features, Reconstructor
@@ -70,6 +71,7 @@ class PIRNDetector:
         shots: names of the good parts it was trained on.
         extractor: frozen encoders with the statistics of the shots.
         detector: the model, its score and the scale of its heatmaps.
+        calibrations: modalities at hand, such as "rgb+normals" -> its threshold; empty until calibrated.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class PIRNDetector:
     ) -> None:
         self.config, self.category, self.source = config, category, source
         self.shots: list[str] = []
+        self.calibrations: dict[str, Calibration] = {}
         self.extractor = build_extractor(config, cache=cache)
         self.model = PIRN(_dims(self.extractor), config)
         self.detector = with_head(self.model, self.extractor, config)
@@ -126,6 +129,7 @@ class PIRNDetector:
             "shots": self.shots,
             "encoders": {m: e.fingerprint() for m, e in self.extractor.encoders.items()},
             "history": self.model.history,
+            "calibrations": {name: asdict(calibration) for name, calibration in self.calibrations.items()},
         }
         path = Path(folder) / CHECKPOINT_NAME
         save_checkpoint(path, tensors, header)
@@ -163,8 +167,15 @@ class PIRNDetector:
                 f"{path}: trained on other weights of {config.encoder} than those loaded now; give the original file"
             )
         loaded.model.history = _entry(header, "history", path)
+        stored = _entry(header, "calibrations", path)
+        loaded.calibrations = {name: Calibration(**values) for name, values in stored.items()}
         loaded.detector.eval()
         return loaded
+
+    def ways_to_look(self) -> list[tuple[str, ...]]:
+        """The sets of modalities that a part may come with: all, or one of two."""
+        every = self.config.modalities
+        return [every, *((m,) for m in every if len(every) > 1)]
 
     def _fitted_encoders(self) -> dict[str, Encoder]:
         """Encoders whose state comes from the shots, kept in the checkpoint; pretrained weights are not."""

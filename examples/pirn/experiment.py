@@ -12,6 +12,7 @@ import torch
 
 from pirn.config import PIRNConfig
 from pirn.detector import PIRNDetector, yardsticks
+from protoad.calibration import calibrate
 from protoad.data import (
     DEFAULT_SOURCE,
     Dataset,
@@ -28,7 +29,7 @@ from protoad.encoders import FeatureCache
 from protoad.errors import DataError
 from protoad.metrics import DetectionMetrics, evaluate_maps
 
-__all__ = ["EvaluationSet", "evaluate", "predict", "read_shots", "read_test", "train_category"]
+__all__ = ["EvaluationSet", "calibrate_category", "evaluate", "predict", "read_shots", "read_test", "train_category"]
 
 _CHUNK = 8
 
@@ -106,6 +107,46 @@ def read_test(config: PIRNConfig, root: str | Path, category: str, *, source: So
     return EvaluationSet(parts, test_set.names, test_set.defects, test_set.labels)
 
 
+def calibrate_category(pirn: PIRNDetector, root: str | Path, false_reject_rate: float, *, force: bool) -> list[str]:
+    """Calibrates a detector, for both modalities and for each alone, on all good parts it has not learnt from.
+
+    These are the good parts of the validation split, and of the training split those that were no shots.
+
+    Args:
+        pirn: a trained detector; gets its `calibrations`.
+        root: folder that holds the categories, or a cache.
+        false_reject_rate: share of good parts that may be rejected.
+        force: whether to go on with too few parts.
+
+    Returns:
+        Names of the parts used.
+
+    Raises:
+        DataError: for missing or damaged data.
+        CalibrationError: for too few parts for the rate.
+    """
+    parts, names = [], []
+    for split in ("train", "validation"):
+        try:
+            held_out = _open(pirn.config, root, pirn.category, split, pirn.source)
+        except DataError:
+            if split == "train":
+                raise
+            continue  # not every data set has a validation split
+        labels = zip(held_out.names, held_out.labels, strict=True)
+        unseen = [i for i, (name, label) in enumerate(labels) if label == 0 and name not in pirn.shots]
+        parts += _prepared(held_out, unseen, pirn.config)
+        names += [held_out.names[i] for i in unseen]
+    if not parts:
+        raise DataError(
+            f"{root}: holds no good part of {pirn.category} beyond the shots; add some to train or validation"
+        )
+    for modalities in pirn.ways_to_look():
+        scores = predict(pirn.extractor, pirn.detector, parts, modalities).score.tolist()
+        pirn.calibrations["+".join(modalities)] = calibrate(scores, false_reject_rate=false_reject_rate, force=force)
+    return names
+
+
 def _open(config: PIRNConfig, root: str | Path, category: str, split: str, source: Source) -> Dataset | PreparedSet:
     """The parts of a split, from the data set itself or prepared in a cache."""
     if category in list_prepared(root):
@@ -125,9 +166,14 @@ def _prepared(parts: Dataset | PreparedSet, indices: Iterable[int], config: PIRN
     return [prepare(parts[index], **asdict(settings)) for index in indices]
 
 
-def predict(extractor: FeatureExtractor, detector: Detector, parts: Sequence[Prepared]) -> Prediction:
-    """Gives the prediction for any number of parts, a few at a time."""
-    chunks = [detector(extractor(parts[i : i + _CHUNK])) for i in range(0, len(parts), _CHUNK)]
+def predict(
+    extractor: FeatureExtractor,
+    detector: Detector,
+    parts: Sequence[Prepared],
+    modalities: Sequence[str] | None = None,
+) -> Prediction:
+    """Gives the prediction for any number of parts, a few at a time, by some modalities or all there are."""
+    chunks = [detector(extractor(parts[i : i + _CHUNK], modalities)) for i in range(0, len(parts), _CHUNK)]
     maps = {name: torch.cat([chunk.maps[name] for chunk in chunks]) for name in chunks[0].maps}
     return Prediction(torch.cat([chunk.score for chunk in chunks]), maps)
 

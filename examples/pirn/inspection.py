@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def inspect_parts(pirn: PIRNDetector, parts: Iterable[tuple[str, Sample]], out: 
             prediction = pirn.detector(pirn.extractor([prepared]))
             write_rgb(Path(staging) / f"{name}.png", _overlay(pirn, prepared, prediction))
             rows.append({"name": name, **_figures(pirn, prediction)})
-            print(f"{name}: score {float(prediction.score[0]):.2f}")
+            print(f"{name}: {_in_words(rows[-1])}")
         # Moved when all parts are through: a broken file among them leaves nothing half done.
         (out / "overlays").mkdir(parents=True, exist_ok=True)
         for overlay in sorted(Path(staging).iterdir()):
@@ -56,11 +56,21 @@ def inspect_parts(pirn: PIRNDetector, parts: Iterable[tuple[str, Sample]], out: 
     return rows
 
 
+def _in_words(row: Mapping[str, object]) -> str:
+    text = f"score {row['score']:.2f}"
+    if "reject" in row:
+        text += f", p-value {row['p_value']:.3g}, {'REJECT' if row['reject'] else 'accept'}"
+    return text
+
+
 def _figures(pirn: PIRNDetector, prediction: Prediction) -> dict[str, float]:
     """Scores of the part and of each branch, and where the heatmap peaks, pixels of the square image."""
     peak_y, peak_x = divmod(int(prediction.maps["fused"][0].argmax()), pirn.config.image_size)
     branches = {f"score_{m}": float(prediction.maps[m].max()) for m in pirn.config.modalities}
-    return {"score": float(prediction.score[0]), **branches, "peak_x": peak_x, "peak_y": peak_y}
+    score = float(prediction.score[0])
+    calibration = pirn.calibrations.get("+".join(pirn.config.modalities))
+    verdict = {} if calibration is None else asdict(calibration(score))
+    return {"score": score, **verdict, **branches, "peak_x": peak_x, "peak_y": peak_y}
 
 
 def _overlay(pirn: PIRNDetector, part: Prepared, prediction: Prediction) -> np.ndarray:
