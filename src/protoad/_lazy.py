@@ -5,12 +5,14 @@ They may be absent, cost seconds and memory to import, or be broken: none of tha
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
 from types import ModuleType
 
 from protoad.errors import MissingExtraError
 
-__all__ = ["require"]
+__all__ = ["require", "require_open3d"]
 
 _EXPECTED_ATTRIBUTE = {"cv2": "imread"}  # removing one of two overlapping opencv wheels leaves an empty cv2 behind
 
@@ -41,3 +43,16 @@ def require(module: str, *, extra: str) -> ModuleType:
             f"{module} is installed but empty (broken); run: pip install --force-reinstall 'protoad[{extra}]'"
         )
     return loaded
+
+
+def require_open3d() -> ModuleType:
+    """Imports Open3D, which needs a libusb: that of the system, or the one that comes with the extra.
+
+    Raises:
+        MissingExtraError: if Open3D is absent or cannot be loaded.
+    """
+    with contextlib.suppress(ImportError, OSError):
+        import libusb_package
+
+        ctypes.CDLL(str(libusb_package.get_library_path()), mode=ctypes.RTLD_GLOBAL)
+    return require("open3d", extra="open3d")

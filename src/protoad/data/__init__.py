@@ -22,7 +22,7 @@ from protoad.data.foreground import (
 )
 from protoad.data.geometry import SquareMap
 from protoad.data.mvtec3d import ADAM3D, MVTec3D, load_sample, pair_files
-from protoad.data.pointcloud import Normals, encode_normals, normals_from_xyz
+from protoad.data.pointcloud import Normals, encode_normals, grid_normals, normals_from_xyz
 from protoad.data.prepare import Prepared, PrepareSettings, prepare
 from protoad.data.prepare_dataset import Outcome, prepare_dataset
 from protoad.data.prepared_cache import PreparedSet, list_prepared
@@ -67,6 +67,7 @@ __all__ = [
     "encode_normals",
     "find_foreground",
     "foreground_mask",
+    "grid_normals",
     "list_categories",
     "list_prepared",
     "load_sample",
