@@ -78,7 +78,7 @@ NOT_RIVALS, COMPILED = ("protoad", "softmax"), ("torch.compile",)
 
 def read(folder: Path) -> list[Report]:
     """Gives the reports of a folder, in the order of their file names."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("c[pu]*.json"))]  # cpu and cuda
 
 
 def page(reports: list[Report]) -> str:

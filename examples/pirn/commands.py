@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pirn.config import PIRNConfig
 from pirn.demo import run_demo
-from pirn.detector import CHECKPOINT_NAME, PIRNDetector
+from pirn.detector import CHECKPOINT_NAME, PIRNDetector, clear_snapshot
 from pirn.experiment import calibrate_category, read_shots, read_test, train_category
 from pirn.experiment import evaluate as evaluate_category
 from pirn.inspection import inspect_parts
@@ -18,7 +18,7 @@ from pirn.pictures import write_grid
 from pirn.preparation import parse_distances, prepare_all
 from protoad.data import PrepareSettings, Sample, Source, list_prepared, load_sample, pair_files
 from protoad.encoders import FeatureCache
-from protoad.errors import CheckpointError, ConfigError, DataError
+from protoad.errors import CheckpointError, ConfigError, DataError, TrainingError
 from protoad.report import format_table, summarise, write_json
 
 __all__ = ["calibrate", "demo", "detect", "evaluate", "prepare", "train"]
@@ -40,9 +40,13 @@ def train(arguments: argparse.Namespace) -> None:
     for category in categories if arguments.category == ["all"] else arguments.category:
         folder = arguments.out / category
         cache = FeatureCache(arguments.cache)
-        pirn, _ = train_category(
-            config, arguments.root, category, arguments.shots, source=source, cache=cache, folder=folder
-        )
+        try:
+            pirn, _ = train_category(
+                config, arguments.root, category, arguments.shots, source=source, cache=cache, folder=folder
+            )
+        except TrainingError:
+            clear_snapshot(folder)  # going on from there would end in the same
+            raise
         path = pirn.save(folder)
         last = pirn.model.history[-1]
         print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -23,7 +24,7 @@ from protoad.errors import CheckpointError
 from protoad.scoring import ResidualScore
 from protoad.training import Snapshot
 
-__all__ = ["CHECKPOINT_NAME", "PIRNDetector", "build_extractor", "with_head", "yardsticks"]
+__all__ = ["CHECKPOINT_NAME", "PIRNDetector", "build_extractor", "clear_snapshot", "with_head", "yardsticks"]
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 SNAPSHOT_NAME = "training.safetensors"
@@ -38,6 +39,14 @@ def build_extractor(config: PIRNConfig, *, cache: FeatureCache | None = None) ->
             config.encoder, weights=config.weights, image_size=config.image_size, seed=config.seed
         )
     return FeatureExtractor(encoders, image_size=config.image_size, foreground=config.foreground, cache=cache)
+
+
+def clear_snapshot(folder: Path) -> None:
+    """Deletes what an interrupted training left, and the folder and the one above if nothing else is in them."""
+    (folder / SNAPSHOT_NAME).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty: somebody's checkpoints
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def with_head(reconstructor: Reconstructor, extractor: FeatureExtractor, config: PIRNConfig) -> Detector:
