@@ -28,7 +28,7 @@ SIZES = (224, 400, 800)
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "normals.md"
 INTRODUCTION = (
     "`normals_from_xyz` has three ways. `grid`, the default, fits planes to windows on the pixel grid that keep to one",
-    "side of depth edges and creases; the same torch operation, `grid_normals`, takes batches, on a GPU too (not measured",
+    "side of depth edges and creases; the same torch operation, `grid_normals`, takes batches, on a GPU too (unmeasured",
     "there). `knn` fits one to the 30 nearest points in space, as the paper does, and equals Open3D to 0.01 degrees;",
     '`open3d` calls Open3D. They face the camera, or agree with their neighbours (`orient="tangent_plane"`).',
 )
@@ -145,7 +145,7 @@ def page(report: dict[str, Any]) -> str:
         "",
         "## Angle to the true normals",
         "",
-        "Eyecandies CandyCane, 12 test frames: normals of the rendered depth against those the renderer gives, degrees.",
+        "Eyecandies CandyCane, 12 test frames: normals of the rendered depth against the renderer's own, degrees.",
         "Relief that only the normals show, no depth can tell.",
         "",
         "| | frame: median | 90 % | 99 % | part: median | 90 % | 99 % |",
