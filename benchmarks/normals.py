@@ -27,10 +27,11 @@ from protoad.data import Eyecandies, find_foreground, normals_from_xyz
 SIZES = (224, 400, 800)
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "normals.md"
 INTRODUCTION = (
-    "`normals_from_xyz` has three ways. `grid`, the default, fits planes to windows on the pixel grid that keep to one",
-    "side of depth edges and creases; the same torch operation, `grid_normals`, takes batches, on a GPU too, where it was",
-    "not measured. `knn` fits one to the 30 nearest points in space, as the paper does, and equals Open3D to 0.01 degrees;",
-    "`open3d` calls Open3D. They face the camera, or agree with their neighbours (`orient='tangent_plane'`).",
+    "`normals_from_xyz` has three ways. `grid`, the default, fits planes to windows on the pixel grid that keep to",
+    "one side of depth edges and creases; the same torch operation, `grid_normals`, takes batches, on a GPU too,",
+    "where it was not measured. `knn` fits one to the 30 nearest points in space, as the paper does, and equals",
+    "Open3D to 0.01 degrees; `open3d` calls Open3D. They face the camera, or agree with their neighbours",
+    "(`orient='tangent_plane'`).",
 )
 Ways = dict[str, Callable[[np.ndarray], np.ndarray]]
 
