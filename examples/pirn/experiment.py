@@ -16,6 +16,7 @@ from protoad.calibration import calibrate
 from protoad.data import (
     DEFAULT_SOURCE,
     Dataset,
+    MissingSplitError,
     Prepared,
     PreparedSet,
     Source,
@@ -129,10 +130,8 @@ def calibrate_category(pirn: PIRNDetector, root: str | Path, false_reject_rate: 
     for split in ("train", "validation"):
         try:
             held_out = _open(pirn.config, root, pirn.category, split, pirn.source)
-        except DataError:
-            if split == "train":
-                raise
-            continue  # not every data set has a validation split
+        except MissingSplitError:  # not every data set has a validation split
+            continue
         labels = zip(held_out.names, held_out.labels, strict=True)
         unseen = [i for i, (name, label) in enumerate(labels) if label == 0 and name not in pirn.shots]
         parts += _prepared(held_out, unseen, pirn.config)

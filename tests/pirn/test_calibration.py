@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,21 @@ def test_no_part_is_left(root: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["train", "--root", str(every), "--category", "cookie", *FAST, "--out", str(out)]) == 0
     assert _calibrate(out, every) == 2
     assert "holds no good part of cookie beyond the shots" in capsys.readouterr().err
+
+
+def test_a_data_set_without_a_validation_split(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_dataset(data, parts=("cookie",), train=5, validation=0, test_good=1, test_per_defect=1, seed=0, size=96)
+    adam = ["--dataset", "3d-adam", "--root", str(data)]
+    assert main(["train", *adam, "--category", "cookie", "--shots", "3", *FAST, "--out", str(out)]) == 0
+    assert _calibrate(out, data, "--false-reject-rate", "0.4") == 0
+    assert len(PIRNDetector.load(out / "cookie").calibrations["rgb"].scores) == 2
+
+
+def test_a_broken_validation_split_is_not_passed_over(
+    root: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(root, tmp_path / "data")
+    (data / "cookie" / "validation" / "good" / "xyz" / "000.tiff").unlink()
+    assert _calibrate(trained, data, "--false-reject-rate", "0.3") == 2
+    assert "000.png: no point cloud of the same name" in capsys.readouterr().err

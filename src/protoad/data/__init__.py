@@ -6,7 +6,7 @@ from protoad.data.augment import augment, random_copies
 from protoad.data.camera import Intrinsics, xyz_from_depth
 from protoad.data.check import Findings, Problem, SplitFindings, check_dataset
 from protoad.data.clouds import read_cloud
-from protoad.data.dataset import Dataset, DataWarning, Part
+from protoad.data.dataset import Dataset, DataWarning, MissingSplitError, Part
 from protoad.data.eyecandies import Eyecandies
 from protoad.data.fewshot import select_shots
 from protoad.data.files import read_depth, read_mask, read_normals, read_rgb, read_xyz, write_mask, write_rgb, write_xyz
@@ -50,6 +50,7 @@ __all__ = [
     "Foreground",
     "Intrinsics",
     "MVTec3D",
+    "MissingSplitError",
     "Normals",
     "Outcome",
     "Part",

@@ -20,6 +20,7 @@ from protoad.errors import ConfigError, DataError
 __all__ = [
     "DataWarning",
     "Dataset",
+    "MissingSplitError",
     "Part",
     "Report",
     "by_stem",
@@ -45,7 +46,7 @@ _KINDS = {
 
 
 class MissingSplitError(DataError):
-    """A category lacks a split: an error for who asks for it, and news for who asks what is there."""
+    """A category, or its data set, lacks a split: an error for who asks for it, and news for who asks what is there."""
 
 
 class DataWarning(UserWarning):
@@ -110,7 +111,9 @@ class Dataset(Sequence[Sample]):
         self.root, self.split = Path(root), split
         self.labelled, self.notes, self._warned = True, list[str](), False
         if split not in self.splits:
-            raise DataError(f"unknown split {split!r}, expected one of {', '.join(self.splits)} in {self.title}")
+            raise MissingSplitError(
+                f"unknown split {split!r}, expected one of {', '.join(self.splits)} in {self.title}"
+            )
         self.category = self.find_category(self.root, category, **self.options)
         self.parts = self._find(report)
         if not self.parts and report is refuse:

@@ -98,7 +98,10 @@ def prepare_and_explain(sample: Sample, settings: PrepareSettings) -> tuple[Prep
 
 def _normals(sample: Sample) -> Normals:
     if sample.normals is None:
-        found, trouble = normals_from_xyz(sample.xyz), "point cloud holds no surface; scan the part again"
+        found, trouble = (
+            normals_from_xyz(sample.xyz),
+            "point cloud holds no surface; check the unit of its points, or scan the part again",
+        )
     else:
         known = np.asarray(sample.normals.any(axis=-1))
         found, trouble = Normals(sample.normals, known), "normals are all zero; check their file"

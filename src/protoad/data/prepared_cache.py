@@ -17,6 +17,7 @@ import torch
 
 import protoad
 from protoad._atomic import write_atomically
+from protoad.data.dataset import MissingSplitError
 from protoad.data.files import PathLike
 from protoad.data.prepare import Prepared, PrepareSettings
 from protoad.data.registry import Source
@@ -95,7 +96,7 @@ class PreparedSet(Sequence[Prepared]):
             _check_settings(self._folder, self.settings, settings)
         if split not in manifest.splits:
             found = ", ".join(manifest.splits) or "none, it was interrupted"
-            raise DataError(f"{self._folder}: has no prepared split {split!r}; found: {found}; {_AGAIN}")
+            raise MissingSplitError(f"{self._folder}: has no prepared split {split!r}; found: {found}; {_AGAIN}")
         self._parts = manifest.splits[split]
 
     @property
