@@ -7,7 +7,7 @@ import torch
 from protoad_detectors import GaussianReconstructor, NearestNeighbourReconstructor
 
 from protoad import DataError
-from protoad.data import Prepared
+from protoad.data import Prepared, without_depth
 from protoad.detection import Detector, FeatureExtractor, Features
 from protoad.encoders import FilterBankEncoder
 from protoad.scoring import ResidualScore
@@ -162,3 +162,83 @@ def test_features_of_some_modalities() -> None:
     for wrong in ([], ["depth"]):
         with pytest.raises(DataError, match="expected some of rgb, normals, got"):
             extractor(parts, wrong)
+
+
+def _scene(*, table: float, part: float, noise: float = 0.02) -> Prepared:
+    """A bright part in the middle of a dark table, both seen by the depth."""
+    middle = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    middle[16:48, 16:48] = True
+    rgb = torch.where(middle, part, table) + noise * torch.randn(3, SIZE, SIZE)
+    normals = 0.5 + 0.5 * torch.nn.functional.normalize(
+        torch.tensor([0.0, 0.0, 1.0])[:, None, None] + noise * torch.randn(3, SIZE, SIZE), dim=0
+    )
+    everywhere = torch.ones(SIZE, SIZE, dtype=torch.bool)
+    return Prepared(rgb.clamp(0, 1), normals, everywhere, middle, ~everywhere)
+
+
+def _blind(part: Prepared, rows: slice) -> Prepared:
+    """Without depth in some rows; there the foreground is not known either."""
+    valid, foreground, normals = part.valid.clone(), part.foreground.clone(), part.normals.clone()
+    valid[rows], foreground[rows], normals[:, rows] = False, False, 0.5
+    return part._replace(valid=valid, foreground=foreground, normals=normals)
+
+
+def test_tokens_without_depth_are_judged_by_their_looks() -> None:
+    torch.manual_seed(0)
+    shots = [_scene(table=0.2, part=0.7) for _ in range(4)]
+    extractor = _extractor().fit(shots)
+    assert extractor.usual_loss == 0
+    inside = extractor.token_mask(shots)[0]
+    features = extractor([shots[0], _blind(shots[1], slice(0, 32))])
+    assert features.lost is not None
+    assert features.guessed is not None
+    assert features.lost.tolist() == pytest.approx([0.0, 0.5], abs=0.1)
+    assert (features.mask[0] == inside).all()
+    assert (features.mask[1] ^ inside).sum() <= 4  # the upper half of the part was found by its brightness
+    assert not features.guessed[0].any()
+    assert features.guessed[1].reshape(8, 8)[:4].all()
+    assert not features.guessed[1].reshape(8, 8)[4:].any()
+    picked = features.pick(torch.tensor([1]))
+    assert picked.guessed is not None
+    assert picked.guessed.sum() == 32
+    whole = extractor([shots[0]])
+    assert whole.guessed is None
+    for modality, tokens in whole.tokens.items():
+        torch.testing.assert_close(features.tokens[modality][:1], tokens)
+
+
+def test_as_many_holes_as_the_shots_had_are_nothing_to_mind() -> None:
+    torch.manual_seed(0)
+    shots = [_blind(_scene(table=0.2, part=0.7), slice(20, 28)) for _ in range(4)]
+    extractor = _extractor().fit(shots)
+    features = extractor([_blind(_scene(table=0.2, part=0.7), slice(20, 28))])
+    assert features.guessed is None
+    assert features.lost is not None
+    assert features.lost.tolist() == [0.0]
+
+
+def test_a_part_without_any_depth_is_found_by_its_looks() -> None:
+    torch.manual_seed(0)
+    shots = [_scene(table=0.2, part=0.7) for _ in range(4)]
+    extractor = _extractor().fit(shots)
+    features = extractor([without_depth(shots[0])], ["rgb"])
+    assert (features.mask[0] ^ extractor.token_mask(shots)[0]).sum() <= 4
+    assert features.lost is not None
+    assert features.lost.tolist() == [1.0]
+    assert _extractor(foreground=False).fit(shots)([without_depth(shots[0])], ["rgb"]).mask.all()
+
+
+def test_guessed_normals_are_neither_held_against_a_part_nor_for_it() -> None:
+    torch.manual_seed(0)
+    shots, test = _shots(), _shots(1)
+    detector = _detector().fit(shots)
+    test.tokens["normals"][0, 20] *= torch.tensor([1, -1] * 4)  # a hole badly filled
+    guessed = torch.zeros(1, 64, dtype=torch.bool)
+    assert detector(test._replace(guessed=guessed)).score == detector(test).score > 5
+    guessed[0, 20] = True
+    healed = detector(test._replace(guessed=guessed))
+    assert healed.score < 4
+    assert healed.maps["normals"].max() < 4
+    torch.testing.assert_close(healed.maps["rgb"], detector(test).maps["rgb"])
+    test.tokens["rgb"][0, 20] *= torch.tensor([1, -1] * 4)  # a stain there is seen by its colour
+    assert detector(test._replace(guessed=guessed)).score > 5

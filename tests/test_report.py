@@ -10,7 +10,7 @@ import pytest
 
 from protoad.errors import DataError
 from protoad.metrics import DetectionMetrics
-from protoad.report import format_table, summarise, write_csv, write_json
+from protoad.report import append_jsonl, format_table, read_jsonl, summarise, write_csv, write_json, write_jsonl
 
 NAN = float("nan")
 PIRN = {
@@ -116,3 +116,37 @@ def test_unwritable_place_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"results\.json: cannot be written"):
         write_json(tmp_path / "file" / "results.json", {})
+
+
+def test_json_lines_can_be_written_and_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "rows.jsonl"
+    assert read_jsonl(path) == []
+    append_jsonl(path, {"name": "ü\n", "score": NAN, "where": (1, 2)})
+    append_jsonl(path, {"name": "b", "score": np.float32(0.5)})
+    rows = [{"name": "ü\n", "score": None, "where": [1, 2]}, {"name": "b", "score": 0.5}]
+    assert read_jsonl(path) == rows
+    assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == rows
+    write_jsonl(tmp_path / "whole.jsonl", rows)
+    assert (tmp_path / "whole.jsonl").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("torn", ["{", "x" * 10_000, '{"name": "lost"}'])
+def test_a_torn_line_is_not_there_and_not_in_the_way(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    for before in ([], [{"name": "a"}]):
+        write_jsonl(path, before)
+        with path.open("a") as file:
+            file.write(torn)
+        assert read_jsonl(path) == before
+        append_jsonl(path, {"name": "b"})
+        assert read_jsonl(path) == [*before, {"name": "b"}]
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for bad in ("no json", "[1]", "3"):
+        path.write_text(f'{{"name": "a"}}\n{bad}\n{{"name": "b"}}\n')
+        with pytest.raises(DataError, match=r"rows\.jsonl: line 2 is damaged, expected a JSON object"):
+            read_jsonl(path)
+    with pytest.raises(DataError, match="cannot be written"):
+        append_jsonl(path / "below a file", {})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from protoad.errors import DataError, ShapeError
-from protoad.viz import GridRow, heatmap_overlay, sample_grid, with_color_bar
+from protoad.viz import GridRow, heatmap_overlay, sample_grid, with_boxes, with_color_bar
 
 cv2 = pytest.importorskip("cv2")
 
@@ -176,3 +176,15 @@ def test_grid_can_be_written(tmp_path: Path) -> None:
     grid = sample_grid([grid_row()])
     files.write_rgb(tmp_path / "grid.png", grid)
     assert np.array_equal(files.read_rgb(tmp_path / "grid.png"), grid)
+
+
+def test_boxes_lie_just_outside_of_what_they_frame() -> None:
+    image = np.full((60, 80, 3), 7, dtype=np.uint8)
+    shown = with_boxes(image, [(20, 10, 30.5, 15), (-5, 50, 10, 20)])
+    assert (image == 7).all()
+    assert (shown[10:25, 20:51] == 7).all()
+    for border in (shown[9, 19:52], shown[25, 19:52], shown[9:26, 19], shown[9:26, 51]):
+        assert (border == (0, 255, 255)).all()
+    assert (shown[8] == 7).all()
+    with pytest.raises(DataError, match="expected uint8"):
+        with_boxes(image.astype(float), [])

@@ -5,6 +5,7 @@
 
 from pirn.config import PIRNConfig
 from pirn.detector import PIRNDetector
+from pirn.inspector import Inspection, Inspector
 from pirn.model import PIRN
 
-__all__ = ["PIRN", "PIRNConfig", "PIRNDetector"]
+__all__ = ["PIRN", "Inspection", "Inspector", "PIRNConfig", "PIRNDetector"]

@@ -1,4 +1,4 @@
-"""The command line: pirn demo | check | prepare | train | evaluate | calibrate | detect."""
+"""The command line: pirn demo | check | prepare | train | evaluate | calibrate | detect | watch."""
 
 from __future__ import annotations
 
@@ -58,7 +58,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pirn of protoad {protoad.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_check, _add_prepare, _add_train, _add_evaluate, _add_calibrate, _add_detect):
+    for add in (
+        _add_demo,
+        _add_check,
+        _add_prepare,
+        _add_train,
+        _add_evaluate,
+        _add_calibrate,
+        _add_detect,
+        _add_watch,
+    ):
         add(subparsers)
     return parser
 
@@ -135,6 +144,13 @@ def _add_calibrate(subparsers: Any) -> None:
     parser.add_argument(
         "--false-reject-rate", type=float, default=0.05, metavar="SHARE", help="of good parts (default: 0.05)"
     )
+    parser.add_argument(
+        "--method",
+        choices=("split", "cross"),
+        default="split",
+        help="split: on good parts that were no shots; cross: where there are none, on the shots, each left out in "
+        "turn: as many detectors to ask, and twice the rate is promised (default: split)",
+    )
     parser.add_argument("--force", action="store_true", help="go on with too few parts: then nothing is rejected")
     _add_dataset(parser, None)
     _add_cache(parser)
@@ -145,12 +161,36 @@ def _add_detect(subparsers: Any) -> None:
     parser = _command(subparsers, "detect", commands.detect, "score new parts and draw where they deviate")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder that train wrote")
     parser.add_argument("--category", default=None, metavar="NAME", help="which checkpoint, if several are there")
-    parser.add_argument("--rgb", type=Path, default=None, metavar="FILE", help="image of one part")
-    parser.add_argument("--xyz", type=Path, default=None, metavar="FILE", help="organised point cloud of the same part")
-    parser.add_argument("--folder", type=Path, default=None, metavar="DIR", help="or: a folder with rgb/ and xyz/")
+    parser.add_argument("--rgb", type=Path, default=None, metavar="FILE", help="image of one part, if there is one")
+    parser.add_argument(
+        "--xyz", type=Path, default=None, metavar="FILE", help="its organised point cloud, if there is one"
+    )
+    parser.add_argument("--folder", type=Path, default=None, metavar="DIR", help="or: a folder with rgb/, xyz/ or both")
     parser.add_argument("--root", type=Path, default=None, metavar="DIR", help="or: a data set, for its test split")
     _add_dataset(parser, None)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for scores and overlays")
+    _add_weights(parser)
+
+
+def _add_watch(subparsers: Any) -> None:
+    parser = _command(subparsers, "watch", commands.watch, "inspect parts as their files arrive in a folder")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="with rgb/ and xyz/, where the parts arrive")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder that train wrote")
+    parser.add_argument("--category", default=None, metavar="NAME", help="which checkpoint, if several are there")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for scores and overlays")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="wait for files that are cut or missing (default: 5)",
+    )
+    parser.add_argument(
+        "--interval", type=float, default=0.5, metavar="SECONDS", help="between two looks at the folder (default: 0.5)"
+    )
+    parser.add_argument(
+        "--until-idle", type=float, default=None, metavar="SECONDS", help="end when nothing came for so long"
+    )
     _add_weights(parser)
 
 

@@ -8,20 +8,23 @@ from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
+from pirn.calibrating import calibrate_category, cross_calibrate_category
 from pirn.config import PIRNConfig
 from pirn.demo import run_demo
-from pirn.detector import CHECKPOINT_NAME, PIRNDetector, clear_snapshot
-from pirn.experiment import calibrate_category, read_shots, read_test, train_category
+from pirn.detector import PIRNDetector, clear_snapshot, find_checkpoints, save_members
 from pirn.experiment import evaluate as evaluate_category
-from pirn.inspection import inspect_parts
+from pirn.experiment import read_shots, read_test, train_category
+from pirn.inspection import PartSource, inspect_parts
+from pirn.inspector import Inspector
 from pirn.pictures import write_grid
 from pirn.preparation import parse_distances, prepare_all
-from protoad.data import PrepareSettings, Sample, Source, list_prepared, load_sample, pair_files
+from pirn.watching import Watch
+from protoad.data import PartFiles, PrepareSettings, Source, list_files, list_prepared
 from protoad.encoders import FeatureCache
 from protoad.errors import CheckpointError, ConfigError, DataError, TrainingError
 from protoad.report import format_table, summarise, write_json
 
-__all__ = ["calibrate", "demo", "detect", "evaluate", "prepare", "train"]
+__all__ = ["calibrate", "demo", "detect", "evaluate", "prepare", "train", "watch"]
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -66,7 +69,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         _check_writable(arguments.out)
     per_method: dict[str, dict] = {}
-    for folder in _checkpoints(arguments.checkpoint):
+    for folder in find_checkpoints(arguments.checkpoint):
         pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
         pirn.source = _source(arguments, pirn.source)
         shots = None if arguments.no_yardsticks else read_shots(pirn, arguments.root)
@@ -84,18 +87,23 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def calibrate(arguments: argparse.Namespace) -> None:
     """`pirn calibrate`: writes the calibration into the checkpoint; nothing is written if one of several fails."""
+    cross = arguments.method == "cross"
     calibrated = []
-    for folder in _checkpoints(arguments.checkpoint):
+    for folder in find_checkpoints(arguments.checkpoint):
         _check_writable(folder)
         pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
         pirn.source = _source(arguments, pirn.source)
-        names = calibrate_category(pirn, arguments.root, arguments.false_reject_rate, force=arguments.force)
-        calibrated.append((folder, pirn, names))
-    for folder, pirn, names in calibrated:
+        way = cross_calibrate_category if cross else calibrate_category
+        names, members = way(pirn, arguments.root, arguments.false_reject_rate, force=arguments.force)
+        calibrated.append((folder, pirn, names, members))
+    for folder, pirn, names, members in calibrated:
+        save_members(folder, members)
         pirn.save(folder)
-        print(f"{pirn.category}: {len(names)} good parts held out, at most {arguments.false_reject_rate:.3g} rejected")
-        for modalities, calibration in pirn.calibrations.items():
-            print(f"  {modalities}: rejected above {calibration.threshold:.2f}")
+        what = "shots, each judged by a detector that has not seen it" if cross else "good parts held out"
+        rate = next(iter(pirn.calibrations.values())).guaranteed_rate
+        print(f"{pirn.category}: {len(names)} {what}; at most {rate:.3g} of good parts rejected")
+        for condition, calibration in pirn.calibrations.items():
+            print(f"  {condition}: rejected above {calibration.threshold:.2f}")
 
 
 def _source(arguments: argparse.Namespace, known: Source) -> Source:
@@ -107,35 +115,40 @@ def _source(arguments: argparse.Namespace, known: Source) -> Source:
 def detect(arguments: argparse.Namespace) -> None:
     """`pirn detect`: scores and overlays of one part, a folder of parts, or the test split of a data set."""
     single = arguments.rgb is not None or arguments.xyz is not None
-    ways = [single, arguments.folder is not None, arguments.root is not None]
-    if sum(ways) != 1 or (single and None in (arguments.rgb, arguments.xyz)):
+    if sum([single, arguments.folder is not None, arguments.root is not None]) != 1:
         raise ConfigError(
-            "give either --rgb FILE and --xyz FILE of one part, or --folder DIR with rgb/ and xyz/, or --root DIR of a "
-            "data set"
+            "give either --rgb FILE, --xyz FILE or both of one part, or --folder DIR with rgb/ and xyz/, or --root DIR "
+            "of a data set"
         )
     _check_writable(arguments.out)
-    found = {folder.name: folder for folder in _checkpoints(arguments.checkpoint)}
-    if arguments.category is not None and arguments.category not in found:
-        raise CheckpointError(f"{arguments.checkpoint}: has no {arguments.category!r}; found: {', '.join(found)}")
-    if arguments.category is None and len(found) > 1:
-        raise ConfigError(f"{arguments.checkpoint}: holds {', '.join(found)}; choose one with --category")
-    pirn = PIRNDetector.load(found[arguments.category or next(iter(found))], weights=arguments.weights)
-    inspect_parts(pirn, _new_parts(arguments, pirn), arguments.out)
+    inspector = Inspector.load(arguments.checkpoint, category=arguments.category, weights=arguments.weights)
+    inspect_parts(inspector, _new_parts(arguments, inspector.pirn), arguments.out)
 
 
-def _new_parts(arguments: argparse.Namespace, pirn: PIRNDetector) -> Iterable[tuple[str, Sample]]:
-    """Name and sample of the parts to inspect."""
+def _new_parts(arguments: argparse.Namespace, pirn: PIRNDetector) -> Iterable[tuple[str, PartSource]]:
+    """Name and place of the parts to inspect."""
     if arguments.root is not None:
         test = _source(arguments, pirn.source).open(arguments.root, pirn.category, "test")
         return ((sample.name.replace("/", "_"), sample) for sample in test)
-    if arguments.rgb is not None:
-        parts = {arguments.rgb.stem: (arguments.rgb, arguments.xyz)}
-    else:
-        parts = pair_files(arguments.folder)
-        if not parts:
-            raise DataError(f"{arguments.folder}: its rgb/ and xyz/ hold no parts")
-    unit = "mm" if ("unit", "mm") in pirn.source.options else "m"
-    return ((name, load_sample(*paths, unit=unit)) for name, paths in parts.items())
+    if arguments.folder is None:
+        return [((arguments.rgb or arguments.xyz).stem, PartFiles(arguments.rgb, arguments.xyz))]
+    parts = list_files(arguments.folder)
+    if not parts:
+        raise DataError(f"{arguments.folder}: its rgb/ and xyz/ hold no parts")
+    return parts.items()
+
+
+def watch(arguments: argparse.Namespace) -> None:
+    """`pirn watch`: inspects parts as they arrive, until it is interrupted."""
+    _check_writable(arguments.out)
+    inspector = Inspector.load(arguments.checkpoint, category=arguments.category, weights=arguments.weights)
+    watching = Watch(inspector, arguments.folder, arguments.out, patience=arguments.patience, say=_say)
+    print(f"watching {arguments.folder} for parts of {inspector.pirn.category}; Ctrl-C ends it", flush=True)
+    watching.run(interval=arguments.interval, until_idle=arguments.until_idle)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -147,16 +160,6 @@ def prepare(arguments: argparse.Namespace) -> None:
     settings = {name: PrepareSettings(arguments.size, arguments.foreground, distances[name]) for name in categories}
     jobs = (os.cpu_count() or 1) if arguments.jobs is None else arguments.jobs
     prepare_all(source, arguments.root, arguments.out, settings, jobs=jobs)
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Folders with a checkpoint: the one given, or those right below it."""
-    if (folder / CHECKPOINT_NAME).is_file():
-        return [folder]
-    found = sorted(path.parent for path in folder.glob(f"*/{CHECKPOINT_NAME}"))
-    if not found:
-        raise CheckpointError(f"{folder}: no {CHECKPOINT_NAME} there or one folder below; give the folder train wrote")
-    return found
 
 
 def _check_writable(folder: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from protoad_detectors import GaussianReconstructor, NearestNeighbourReconstructor
+from torch import nn
 
 import protoad
 from pirn.config import PIRNConfig
@@ -20,14 +22,26 @@ from protoad.data import DEFAULT_SOURCE, Prepared, Source
 from protoad.detection import Detector, FeatureExtractor, Features, Reconstructor
 from protoad.encoders import Encoder, FeatureCache, build_encoder
 from protoad.encoders.base import hash_tensors
-from protoad.errors import CheckpointError
+from protoad.errors import CheckpointError, ConfigError
 from protoad.scoring import ResidualScore
 from protoad.training import Snapshot
 
-__all__ = ["CHECKPOINT_NAME", "PIRNDetector", "build_extractor", "clear_snapshot", "with_head", "yardsticks"]
+__all__ = [
+    "CHECKPOINT_NAME",
+    "PIRNDetector",
+    "build_extractor",
+    "clear_snapshot",
+    "find_checkpoint",
+    "find_checkpoints",
+    "load_members",
+    "save_members",
+    "with_head",
+    "yardsticks",
+]
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 SNAPSHOT_NAME = "training.safetensors"
+_MEMBERS = "cross"
 
 
 def build_extractor(config: PIRNConfig, *, cache: FeatureCache | None = None) -> FeatureExtractor:
@@ -47,6 +61,35 @@ def clear_snapshot(folder: Path) -> None:
     with contextlib.suppress(OSError):  # not empty: somebody's checkpoints
         folder.rmdir()
         folder.parent.rmdir()
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Gives the folders with a checkpoint: the one given, or those right below it.
+
+    Raises:
+        CheckpointError: if there are none.
+    """
+    if (folder / CHECKPOINT_NAME).is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"*/{CHECKPOINT_NAME}"))
+    if not found:
+        raise CheckpointError(f"{folder}: no {CHECKPOINT_NAME} there or one folder below; give the folder train wrote")
+    return found
+
+
+def find_checkpoint(folder: str | Path, category: str | None = None) -> Path:
+    """Gives the folder of one checkpoint among those in a folder.
+
+    Raises:
+        CheckpointError: if there is none, or not that of the category.
+        ConfigError: if there are several and none was chosen.
+    """
+    found = {path.name: path for path in find_checkpoints(Path(folder))}
+    if category is not None and category not in found:
+        raise CheckpointError(f"{folder}: has no {category!r}; found: {', '.join(found)}")
+    if category is None and len(found) > 1:
+        raise ConfigError(f"{folder}: holds {', '.join(found)}; choose one by its category")
+    return found[category or next(iter(found))]
 
 
 def with_head(reconstructor: Reconstructor, extractor: FeatureExtractor, config: PIRNConfig) -> Detector:
@@ -80,7 +123,7 @@ class PIRNDetector:
         shots: names of the good parts it was trained on.
         extractor: frozen encoders with the statistics of the shots.
         detector: the model, its score and the scale of its heatmaps.
-        calibrations: modalities at hand, such as "rgb+normals" -> its threshold; empty until calibrated.
+        calibrations: name of a `Condition`, such as "rgb+normals" -> its threshold; empty until calibrated.
     """
 
     def __init__(
@@ -127,9 +170,9 @@ class PIRNDetector:
         Raises:
             CheckpointError: if the folder cannot be written.
         """
-        tensors = {f"detector.{name}": value for name, value in self.detector.state_dict().items()}
-        for modality, encoder in self._fitted_encoders().items():
-            tensors |= {f"encoder.{modality}.{name}": value for name, value in encoder.state_dict().items()}
+        tensors = {"usual_loss": self.extractor.usual_loss}
+        for name, module in self._fitted_modules().items():
+            tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
         header = {
             "protoad": protoad.__version__,
             "category": self.category,
@@ -167,9 +210,9 @@ class PIRNDetector:
             cache=cache,
         )
         loaded.shots = _entry(header, "shots", path)
-        for modality, encoder in loaded._fitted_encoders().items():
-            _load_state(encoder, tensors, f"encoder.{modality}.", path)
-        _load_state(loaded.detector, tensors, "detector.", path)
+        for name, module in loaded._fitted_modules().items():
+            _load_state(module, tensors, f"{name}.", path)
+        loaded.extractor.usual_loss.copy_(_entry(tensors, "usual_loss", path))
         found = {m: e.fingerprint() for m, e in loaded.extractor.encoders.items()}
         if found != _entry(header, "encoders", path):
             raise CheckpointError(
@@ -181,14 +224,36 @@ class PIRNDetector:
         loaded.detector.eval()
         return loaded
 
-    def ways_to_look(self) -> list[tuple[str, ...]]:
-        """The sets of modalities that a part may come with: all, or one of two."""
-        every = self.config.modalities
-        return [every, *((m,) for m in every if len(every) > 1)]
+    def _fitted_modules(self) -> dict[str, nn.Module]:
+        """What the shots decided, by its prefix in the checkpoint; pretrained weights are not kept there."""
+        fitted = {f"encoder.{m}": e for m, e in self.extractor.encoders.items() if not _is_pretrained(e)}
+        looks = {} if self.extractor.looks is None else {"looks": self.extractor.looks}
+        return {"detector": self.detector, **fitted, **looks}
 
-    def _fitted_encoders(self) -> dict[str, Encoder]:
-        """Encoders whose state comes from the shots, kept in the checkpoint; pretrained weights are not."""
-        return {m: e for m, e in self.extractor.encoders.items() if not _is_pretrained(e)}
+
+def save_members(folder: Path, members: Sequence[PIRNDetector]) -> None:
+    """Keeps the detectors of a cross calibration beside the one they calibrate, in place of earlier ones."""
+    shutil.rmtree(folder / _MEMBERS, ignore_errors=True)
+    for index, member in enumerate(members):
+        member.save(folder / _MEMBERS / f"{index:03d}")
+
+
+def load_members(folder: Path, pirn: PIRNDetector, *, weights: str | None = None) -> list[PIRNDetector]:
+    """Reads the detectors of a cross calibration; none for another calibration.
+
+    Raises:
+        CheckpointError: if they are not those that the detector was calibrated with.
+    """
+    cross = [c for c in pirn.calibrations.values() if c.method == "cross"]
+    if not cross:
+        return []
+    expected = [[name for name in pirn.shots if name != left_out] for left_out in pirn.shots]
+    members = [PIRNDetector.load(path, weights=weights) for path in find_checkpoints(folder / _MEMBERS)]
+    if [member.shots for member in members] != expected or {member.config for member in members} != {pirn.config}:
+        raise CheckpointError(
+            f"{folder / _MEMBERS}: not the detectors {folder} was calibrated with; calibrate it again"
+        )
+    return members
 
 
 def _is_pretrained(encoder: Encoder) -> bool:

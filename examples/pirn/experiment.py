@@ -12,11 +12,9 @@ import torch
 
 from pirn.config import PIRNConfig
 from pirn.detector import PIRNDetector, yardsticks
-from protoad.calibration import calibrate
 from protoad.data import (
     DEFAULT_SOURCE,
     Dataset,
-    MissingSplitError,
     Prepared,
     PreparedSet,
     Source,
@@ -30,7 +28,16 @@ from protoad.encoders import FeatureCache
 from protoad.errors import DataError
 from protoad.metrics import DetectionMetrics, evaluate_maps
 
-__all__ = ["EvaluationSet", "calibrate_category", "evaluate", "predict", "read_shots", "read_test", "train_category"]
+__all__ = [
+    "EvaluationSet",
+    "evaluate",
+    "open_split",
+    "predict",
+    "prepared_parts",
+    "read_shots",
+    "read_test",
+    "train_category",
+]
 
 _CHUNK = 8
 
@@ -68,12 +75,12 @@ def train_category(
     Raises:
         DataError: for missing or damaged data, fewer good parts than asked for, or a cache with other settings.
     """
-    train_set = _open(config, root, category, "train", source)
+    train_set = open_split(config, root, category, "train", source)
     good = [index for index, label in enumerate(train_set.labels) if label == 0]
     names = [train_set.names[index] for index in good]
     chosen = select_shots([f"{train_set.root / category / name}" for name in names], shots, seed=config.seed)
     pirn = PIRNDetector(config, category=category, source=_source(train_set, source), cache=cache)
-    parts = _prepared(train_set, [good[index] for index in chosen], config)
+    parts = prepared_parts(train_set, [good[index] for index in chosen], config)
     copies = random_copies(parts, config.augment, seed=config.seed)
     features = pirn.fit(parts + copies, [names[index] for index in chosen], folder=folder)
     return pirn, features.pick(torch.arange(len(parts)))
@@ -85,14 +92,14 @@ def read_shots(pirn: PIRNDetector, root: str | Path) -> Features:
     Raises:
         DataError: if one of them is no longer there.
     """
-    train_set = _open(pirn.config, root, pirn.category, "train", pirn.source)
+    train_set = open_split(pirn.config, root, pirn.category, "train", pirn.source)
     missing = sorted(set(pirn.shots) - set(train_set.names))
     if missing:
         raise DataError(
             f"{train_set.root / pirn.category}: lacks {missing[0]}, which the detector was trained on; "
             "give the original root, or leave the yardsticks out with --no-yardsticks"
         )
-    return pirn.extractor(_prepared(train_set, [train_set.names.index(name) for name in pirn.shots], pirn.config))
+    return pirn.extractor(prepared_parts(train_set, [train_set.names.index(name) for name in pirn.shots], pirn.config))
 
 
 def read_test(config: PIRNConfig, root: str | Path, category: str, *, source: Source = DEFAULT_SOURCE) -> EvaluationSet:
@@ -101,52 +108,16 @@ def read_test(config: PIRNConfig, root: str | Path, category: str, *, source: So
     Raises:
         DataError: for missing or damaged data, or parts that nobody labelled.
     """
-    test_set = _open(config, root, category, "test", source)
+    test_set = open_split(config, root, category, "test", source)
     if not test_set.labelled:
         raise DataError(f"{test_set.root}: nobody sorted these parts, and they have no masks; use pirn detect --root")
-    parts = _prepared(test_set, range(len(test_set)), config)
+    parts = prepared_parts(test_set, range(len(test_set)), config)
     return EvaluationSet(parts, test_set.names, test_set.defects, test_set.labels)
 
 
-def calibrate_category(pirn: PIRNDetector, root: str | Path, false_reject_rate: float, *, force: bool) -> list[str]:
-    """Calibrates a detector, for both modalities and for each alone, on all good parts it has not learnt from.
-
-    These are the good parts of the validation split, and of the training split those that were no shots.
-
-    Args:
-        pirn: a trained detector; gets its `calibrations`.
-        root: folder that holds the categories, or a cache.
-        false_reject_rate: share of good parts that may be rejected.
-        force: whether to go on with too few parts.
-
-    Returns:
-        Names of the parts used.
-
-    Raises:
-        DataError: for missing or damaged data.
-        CalibrationError: for too few parts for the rate.
-    """
-    parts, names = [], []
-    for split in ("train", "validation"):
-        try:
-            held_out = _open(pirn.config, root, pirn.category, split, pirn.source)
-        except MissingSplitError:  # not every data set has a validation split
-            continue
-        labels = zip(held_out.names, held_out.labels, strict=True)
-        unseen = [i for i, (name, label) in enumerate(labels) if label == 0 and name not in pirn.shots]
-        parts += _prepared(held_out, unseen, pirn.config)
-        names += [held_out.names[i] for i in unseen]
-    if not parts:
-        raise DataError(
-            f"{root}: holds no good part of {pirn.category} beyond the shots; add some to train or validation"
-        )
-    for modalities in pirn.ways_to_look():
-        scores = predict(pirn.extractor, pirn.detector, parts, modalities).score.tolist()
-        pirn.calibrations["+".join(modalities)] = calibrate(scores, false_reject_rate=false_reject_rate, force=force)
-    return names
-
-
-def _open(config: PIRNConfig, root: str | Path, category: str, split: str, source: Source) -> Dataset | PreparedSet:
+def open_split(
+    config: PIRNConfig, root: str | Path, category: str, split: str, source: Source
+) -> Dataset | PreparedSet:
     """The parts of a split, from the data set itself or prepared in a cache."""
     if category in list_prepared(root):
         return PreparedSet(root, category, split, config.preparation(category))
@@ -158,7 +129,8 @@ def _source(parts: Dataset | PreparedSet, asked: Source) -> Source:
     return parts.source if isinstance(parts, PreparedSet) else asked
 
 
-def _prepared(parts: Dataset | PreparedSet, indices: Iterable[int], config: PIRNConfig) -> list[Prepared]:
+def prepared_parts(parts: Dataset | PreparedSet, indices: Iterable[int], config: PIRNConfig) -> list[Prepared]:
+    """Some parts of a split, prepared for a detector of this configuration."""
     if isinstance(parts, PreparedSet):
         return [parts[index] for index in indices]
     settings = config.preparation(parts.category)

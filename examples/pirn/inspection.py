@@ -1,83 +1,119 @@
-"""Scores, tables and overlays for parts nobody has labelled."""
+"""What an inspector said, as overlays, table rows and lines of text."""
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import from_numpy
 from torch.nn.functional import interpolate
 
-from pirn.detector import PIRNDetector
+from pirn.inspector import Inspection, Inspector
 from pirn.pictures import to_picture
-from protoad.data import Prepared, Sample, prepare, write_rgb
-from protoad.detection import Prediction
-from protoad.encoders import FeatureCache
-from protoad.report import write_csv, write_json
-from protoad.viz import heatmap_overlay, with_color_bar
+from protoad.data import PartFiles, Sample, read_part, write_rgb
+from protoad.report import write_csv, write_jsonl
+from protoad.scoring import FUSED
+from protoad.viz import heatmap_overlay, with_boxes, with_color_bar
 
-__all__ = ["inspect_parts"]
+__all__ = ["PartSource", "in_cells", "in_words", "inspect_parts", "overlay", "read_and_inspect", "row"]
 
-_OVERLAY_SIZE = 448  # pixels
+_OVERLAY_SIZE = 448  # pixels; smaller frames are enlarged to be seen
+
+PartSource = PartFiles | Sample
 
 
-def inspect_parts(pirn: PIRNDetector, parts: Iterable[tuple[str, Sample]], out: Path) -> list[dict[str, object]]:
-    """Writes scores.csv, scores.json and overlays/NAME.png, and prints a line per part.
+def read_and_inspect(inspector: Inspector, name: str, part: PartSource) -> Inspection:
+    """Inspects a part from its files, or from a sample of a data set.
+
+    Raises:
+        DataError: if a file is damaged, or there is not enough of the part.
+    """
+    if isinstance(part, Sample):
+        return inspector(part.rgb, part.xyz, name=name)
+    unit = "mm" if ("unit", "mm") in inspector.pirn.source.options else "m"
+    return inspector(*read_part(part, unit=unit), name=name)
+
+
+def inspect_parts(inspector: Inspector, parts: Iterable[tuple[str, PartSource]], out: Path) -> list[dict[str, Any]]:
+    """Writes scores.csv, scores.jsonl and overlays/NAME.png, and prints a line per part.
 
     All overlays share the detector's one scale, so a part's colours do not depend on what else is in the folder.
     A broken file ends in its error, and nothing is written.
 
     Args:
-        pirn: a trained detector.
-        parts: (name, sample), taken one at a time.
+        inspector: to ask.
+        parts: (name, part), taken one at a time.
         out: folder to write.
 
     Returns:
-        One row per part: name and scores.
+        A row per part, see `row`.
     """
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as staging:
-        for name, sample in parts:
-            prepared = prepare(sample, **asdict(pirn.config.preparation(pirn.category)))
-            pirn.extractor.cache = FeatureCache()  # a part is looked at once: its features need no keeping
-            prediction = pirn.detector(pirn.extractor([prepared]))
-            write_rgb(Path(staging) / f"{name}.png", _overlay(pirn, prepared, prediction))
-            rows.append({"name": name, **_figures(pirn, prediction)})
-            print(f"{name}: {_in_words(rows[-1])}")
+        for name, part in parts:
+            found = read_and_inspect(inspector, name, part)
+            write_rgb(Path(staging) / f"{name}.png", overlay(inspector, found))
+            rows.append(row(found))
+            print(in_words(found), flush=True)
         # Moved when all parts are through: a broken file among them leaves nothing half done.
         (out / "overlays").mkdir(parents=True, exist_ok=True)
-        for overlay in sorted(Path(staging).iterdir()):
-            shutil.move(overlay, out / "overlays" / overlay.name)
-    write_csv(out / "scores.csv", rows)
-    write_json(out / "scores.json", {"category": pirn.category, "image_size": pirn.config.image_size, "parts": rows})
+        for path in sorted(Path(staging).iterdir()):
+            shutil.move(path, out / "overlays" / path.name)
+    write_csv(out / "scores.csv", [in_cells(one) for one in rows])
+    write_jsonl(out / "scores.jsonl", rows)
     return rows
 
 
-def _in_words(row: Mapping[str, object]) -> str:
-    text = f"score {row['score']:.2f}"
-    if "reject" in row:
-        text += f", p-value {row['p_value']:.3g}, {'REJECT' if row['reject'] else 'accept'}"
-    return text
+def row(found: Inspection) -> dict[str, Any]:
+    """What there is to keep of an inspection: plain data, the same for the same part. Pixels are those of the frame."""
+    verdict = {"p_value": None, "reject": None} if found.verdict is None else asdict(found.verdict)
+    peak_y, peak_x = np.unravel_index(int(found.maps[FUSED].argmax()), found.maps[FUSED].shape)
+    return {
+        "name": found.name,
+        "score": found.score,
+        **verdict,
+        "condition": found.condition.name,
+        "depth_lost": found.lost,
+        **{f"score_{modality}": found.peaks.get(modality) for modality in ("rgb", "normals")},
+        "peak_x": int(peak_x),
+        "peak_y": int(peak_y),
+        "regions": [region._asdict() for region in found.regions],
+    }
 
 
-def _figures(pirn: PIRNDetector, prediction: Prediction) -> dict[str, float]:
-    """Scores of the part and of each branch, and where the heatmap peaks, pixels of the square image."""
-    peak_y, peak_x = divmod(int(prediction.maps["fused"][0].argmax()), pirn.config.image_size)
-    branches = {f"score_{m}": float(prediction.maps[m].max()) for m in pirn.config.modalities}
-    score = float(prediction.score[0])
-    calibration = pirn.calibrations.get("+".join(pirn.config.modalities))
-    verdict = {} if calibration is None else asdict(calibration(score))
-    return {"score": score, **verdict, **branches, "peak_x": peak_x, "peak_y": peak_y}
+def in_cells(one: dict[str, Any]) -> dict[str, Any]:
+    """A row for a table: regions as their number, nothing where nothing is known."""
+    return {
+        name: len(value) if name == "regions" else math.nan if value is None else value for name, value in one.items()
+    }
 
 
-def _overlay(pirn: PIRNDetector, part: Prepared, prediction: Prediction) -> np.ndarray:
-    """The picture with its heatmap and a colour bar, enlarged to be seen."""
-    size = max(_OVERLAY_SIZE, pirn.config.image_size)
-    rgb = interpolate(part.rgb[None], size=(size, size), mode="bicubic").clamp(0, 1)[0]
-    heatmap = interpolate(prediction.maps["fused"][None, :1], size=(size, size), mode="bilinear")[0, 0]
-    low, high = pirn.detector.heatmap_range()
-    overlay = heatmap_overlay(to_picture(rgb), heatmap.numpy(), vmin=low, vmax=high)
-    return with_color_bar(overlay, vmin=low, vmax=high)
+def in_words(found: Inspection) -> str:
+    """One line for who watches."""
+    text = f"{found.name}: score {found.score:.2f}"
+    if found.verdict is not None:
+        decision = "REJECT" if found.verdict.reject else "accept"
+        text += f", p-value {found.verdict.p_value:.3g}, {decision}"
+    if found.verdict is not None and found.verdict.reject and found.regions:
+        worst = found.regions[0]
+        text += f", worst at x {worst.peak_x}, y {worst.peak_y}"
+    return f"{text} ({found.note})" if found.note else text
+
+
+def overlay(inspector: Inspector, found: Inspection) -> np.ndarray:
+    """The frame with its heatmap, boxes around the regions and a colour bar, enlarged to be seen."""
+    low, high = inspector.pirn.detector.heatmap_range()
+    height, width = found.picture.shape[:2]
+    scale = max(1.0, _OVERLAY_SIZE / max(height, width))
+    size = (round(height * scale), round(width * scale))
+    picture = interpolate(from_numpy(found.picture).permute(2, 0, 1)[None].float(), size=size, mode="bicubic")
+    heatmap = interpolate(from_numpy(found.maps[FUSED])[None, None], size=size, mode="bilinear")[0, 0].numpy()
+    shown = heatmap_overlay(to_picture(picture[0] / 255), heatmap, vmin=low, vmax=high)
+    boxes = [(r.x * scale, r.y * scale, r.width * scale, r.height * scale) for r in found.regions]
+    return with_color_bar(with_boxes(shown, boxes), vmin=low, vmax=high)

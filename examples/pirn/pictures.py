@@ -84,4 +84,4 @@ def _row(label: str, part: Prepared, prediction: Prediction, index: int) -> Grid
 
 def to_picture(image: Tensor) -> np.ndarray:
     """(3 y x) in [0, 1] -> (y x 3) uint8."""
-    return np.rint(255 * image.permute(1, 2, 0).numpy()).astype(np.uint8)
+    return np.rint(255 * image.clamp(0, 1).permute(1, 2, 0).numpy()).astype(np.uint8)

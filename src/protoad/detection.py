@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_max_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, max_pool2d
 
+from protoad.background import TokenBackground
+from protoad.data.holes import fill_normals
 from protoad.data.prepare import Prepared
 from protoad.encoders import Encoder, FeatureCache
 from protoad.errors import DataError
@@ -24,14 +26,20 @@ class Features(NamedTuple):
     Attributes:
         tokens: modality ("rgb", "normals") -> (b n d).
         mask: (b n) bool, True for tokens that count.
+        guessed: (b n) bool, True for tokens whose normals are mostly guessed, on parts with more holes in their depth
+            than the shots had; None where there are none.
+        lost: (b) share of the part without depth, 0 for parts with no more holes than the shots; None: nobody looked.
     """
 
     tokens: dict[str, Tensor]
     mask: Tensor
+    guessed: Tensor | None = None
+    lost: Tensor | None = None
 
     def pick(self, indices: Tensor) -> Features:
         """Gives the features of some of the parts."""
-        return Features({m: t[indices] for m, t in self.tokens.items()}, self.mask[indices])
+        guessed, lost = (None if value is None else value[indices] for value in (self.guessed, self.lost))
+        return Features({m: t[indices] for m, t in self.tokens.items()}, self.mask[indices], guessed, lost)
 
 
 class Prediction(NamedTuple):
@@ -65,12 +73,17 @@ class Reconstructor(nn.Module):
 class FeatureExtractor(nn.Module):
     """Frozen encoders of one or two modalities, and the mask of the tokens that count.
 
+    Holes in the depth are filled before normals are encoded. On a part with more of them than any shot had, tokens
+    without depth count if they look like the part, and are marked as guessed.
+
     Args:
         encoders: modality ("rgb" and / or "normals", fields of `Prepared`) -> encoder.
         image_size: side of the square images, pixels.
         foreground: whether only tokens with a foreground pixel count; otherwise all do.
         cache: where features are kept; each image is encoded once.
     """
+
+    usual_loss: Tensor
 
     def __init__(
         self,
@@ -88,12 +101,17 @@ class FeatureExtractor(nn.Module):
         if len(set(grids.values())) != 1:
             raise DataError(f"encoders: expected one token grid for all modalities, got {grids}")
         self.grid = next(iter(grids.values()))
+        self.looks = TokenBackground(encoders["rgb"].dim) if foreground and "rgb" in encoders else None
+        self.register_buffer("usual_loss", torch.ones(()))  # share of a shot without depth, the largest
 
     def fit(self, parts: Sequence[Prepared]) -> FeatureExtractor:
-        """Gives the encoders the statistics of the shots; pretrained ones take none."""
+        """Learns from the shots what they look like; pretrained encoders take no statistics."""
         mask = self.token_mask(parts)
         for modality, encoder in self.encoders.items():
             encoder.fit(_images(parts, modality), mask)
+        if self.looks is not None:
+            self.looks.fit(self.cache.encode(self.encoders["rgb"], _images(parts, "rgb")), mask)
+        self.usual_loss.fill_(self._without_depth(parts, mask).max())
         return self
 
     def token_mask(self, parts: Sequence[Prepared]) -> Tensor:
@@ -120,18 +138,43 @@ class FeatureExtractor(nn.Module):
                 f"modalities: expected some of {', '.join(self.encoders)}, got {', '.join(chosen) or 'none'}"
             )
         tokens = {m: self.cache.encode(self.encoders[m], _images(parts, m)) for m in chosen}
-        return Features(tokens, self.token_mask(parts))
+        return self._mind_the_holes(Features(tokens, self.token_mask(parts)), parts)
+
+    def _mind_the_holes(self, features: Features, parts: Sequence[Prepared]) -> Features:
+        """Judges by looks what has no depth, on parts with more holes than the shots had."""
+        mask, blind = features.mask, self._seen(parts, near=True) < _MOSTLY
+        if self.looks is not None and "rgb" in features.tokens:
+            looks = torch.where(blind, self.looks(features.tokens["rgb"]), features.mask)
+            mask = looks | ~looks.any(1, keepdim=True)
+        loss = self._without_depth(parts, mask)
+        short = loss > self.usual_loss + _MARGIN
+        if not short.any():
+            return features._replace(lost=torch.zeros_like(loss))
+        mask = torch.where(short[:, None], mask, features.mask)
+        return Features(features.tokens, mask, blind & short[:, None], torch.where(short, loss, 0.0))
+
+    def _without_depth(self, parts: Sequence[Prepared], mask: Tensor) -> Tensor:
+        """(b) share of what counts, mask (b n), that has no depth."""
+        return ((1 - self._seen(parts)) * mask).sum(1) / mask.sum(1)
+
+    def _seen(self, parts: Sequence[Prepared], *, near: bool = False) -> Tensor:
+        """(b n) share of a token's pixels with depth, or with depth at most a pixel away: single specks fill well."""
+        valid = torch.stack([part.valid for part in parts]).float().unsqueeze(1)
+        if near:
+            valid = max_pool2d(valid, 3, stride=1, padding=1)
+        return adaptive_avg_pool2d(valid, self.grid).flatten(1)
 
 
 def _images(parts: Sequence[Prepared], modality: str) -> Tensor:
-    return torch.stack([getattr(part, modality) for part in parts])
+    images = torch.stack([getattr(part, modality) for part in parts])
+    return images if modality == "rgb" else fill_normals(images, torch.stack([part.valid for part in parts]))
 
 
 class Detector(nn.Module):
     """A reconstructor, a score of what it leaves over, and heatmaps on one scale.
 
     Fitted on two modalities it judges parts of which one is missing, too: by a score fitted to what the reconstructor
-    makes of the other alone, brought to the scale of both.
+    makes of the other alone, brought to the scale of both. So it does with single tokens whose normals are guessed.
 
     Args:
         reconstructor: any `Reconstructor`.
@@ -206,19 +249,37 @@ class Detector(nn.Module):
             maps = self._maps_of_one(features, rebuilt)
         else:
             scores = self.score(features.tokens, rebuilt)
+            if features.guessed is not None and self.of_two:
+                scores = self._without_guesses(scores, features, features.guessed)
             maps = {name: self._map(values, features.mask, _SLOTS[name]) for name, values in scores.items()}
         return Prediction(image_score(maps[FUSED], top_fraction=self.top_fraction), maps)
 
     def _maps_of_one(self, features: Features, rebuilt: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Heatmaps of the one modality that is there, brought to the scale of both: the typical and the worst spot of
-        the good parts come to lie where they lie with both.
-        """
+        """Heatmaps of the one modality that is there."""
         (modality,) = features.tokens
-        scores, slot = self.alone[modality](features.tokens, rebuilt), _SLOTS[_ALONE[modality]]
-        heatmap = self._map(scores[FUSED], features.mask, slot)
-        low, high, fused = self.typical[slot], self.extreme[slot], _SLOTS[FUSED]
+        scores = self.alone[modality](features.tokens, rebuilt)
+        heatmap = self._map(scores[FUSED], features.mask, _SLOTS[_ALONE[modality]])
+        return dict.fromkeys((modality, FUSED), self._on_the_scale_of_both(heatmap, modality))
+
+    def _without_guesses(self, scores: Mapping[str, Tensor], features: Features, guessed: Tensor) -> dict[str, Tensor]:
+        """Token scores (b n) with those by colour alone where the normals are guessed."""
+        seen = {"rgb": features.tokens["rgb"]}
+        by_colour = self.alone["rgb"](seen, self.reconstructor(seen, features.mask))[FUSED]
+        unseen = self.typical[_SLOTS["normals"]]
+        return {
+            "rgb": scores["rgb"],
+            "normals": torch.where(guessed, unseen, scores["normals"]),
+            FUSED: torch.where(guessed, self._on_the_scale_of_both(by_colour, "rgb"), scores[FUSED]),
+        }
+
+    def _on_the_scale_of_both(self, values: Tensor, modality: str) -> Tensor:
+        """Scores by one modality, moved and stretched so that the typical and the worst spot of the good parts come to
+        lie where they lie with both.
+        """
+        slot, fused = _SLOTS[_ALONE[modality]], _SLOTS[FUSED]
+        low, high = self.typical[slot], self.extreme[slot]
         gain = (self.extreme[fused] - self.typical[fused]) / (high - low).clamp_min(1e-12)
-        return dict.fromkeys((modality, FUSED), self.typical[fused] + gain * (heatmap - low))
+        return self.typical[fused] + gain * (values - low)
 
     def heatmap_range(self, name: str = FUSED) -> tuple[float, float]:
         """Gives (low, high), the one scale all heatmaps of this detector are drawn on.
@@ -236,5 +297,7 @@ class Detector(nn.Module):
         return anomaly_map(values, self.grid, size=self.image_size, sigma=self.sigma)
 
 
+_MOSTLY = 0.5  # a token of which less was seen is guessed
+_MARGIN = 0.02  # beyond the holes of the worst shot: a new part may have a little more and yet be as usual
 _ALONE = {"rgb": "rgb alone", "normals": "normals alone"}
 _SLOTS = {"rgb": 0, "normals": 1, FUSED: 2, "rgb alone": 3, "normals alone": 4}

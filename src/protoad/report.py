@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from protoad._atomic import write_atomically
 from protoad.errors import DataError
 from protoad.metrics import DetectionMetrics
 
-__all__ = ["format_table", "summarise", "write_csv", "write_json"]
+__all__ = ["append_jsonl", "format_table", "read_jsonl", "summarise", "write_csv", "write_json", "write_jsonl"]
 
 _HEADINGS = {"image_auroc": "I-AUROC", "pixel_auroc": "P-AUROC", "aupro": "AUPRO", "f1_max": "F1-max"}
 _GAP = "   "  # between the columns of two methods
@@ -98,6 +98,49 @@ def write_json(path: str | os.PathLike[str], data: Any) -> None:
     _write(path, lambda file: file.write(text + "\n"))
 
 
+def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a line of JSON per row; the file appears whole or not at all. Data and errors as in `write_json`."""
+    text = "".join(map(_line, rows))
+    _write(path, lambda file: file.write(text))
+
+
+def append_jsonl(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
+    """Adds a line of JSON and has it on the disk before it returns; a line that a power cut tore is taken back first.
+
+    Raises:
+        DataError: as `write_json`.
+    """
+    text = _line(row)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:
+            file.truncate(_end_of_lines(file))
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Gives the rows that were added; none if there is no file. A torn last line is not there.
+
+    Raises:
+        DataError: for a line that is no JSON object; names its number.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            raise DataError(f"{path}: line {number} is damaged, expected a JSON object; delete it") from None
+    return rows
+
+
 def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows as CSV with a header; the file appears whole or not at all.
 
@@ -117,6 +160,24 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -
         writer.writerows({key: "" if _is_nan(value) else value for key, value in row.items()} for row in rows)
 
     _write(path, write)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """Keys in the order given: that is the one to read a line in."""
+    return json.dumps(_plain(row), allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _end_of_lines(file: BinaryIO) -> int:
+    """Where the last whole line ends."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - 4096)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
 
 
 def _cell(value: float | None) -> str:

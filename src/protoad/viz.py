@@ -11,7 +11,7 @@ import numpy as np
 from protoad._lazy import require
 from protoad.errors import DataError, ShapeError
 
-__all__ = ["GridRow", "foreground_overlay", "heatmap_overlay", "sample_grid", "with_color_bar"]
+__all__ = ["GridRow", "foreground_overlay", "heatmap_overlay", "sample_grid", "with_boxes", "with_color_bar"]
 
 _WHITE, _INK = 255, 25
 _CONTOUR = (0, 255, 255)  # cyan: the one bright hue the inferno colours lack
@@ -105,6 +105,31 @@ def foreground_overlay(rgb: np.ndarray, foreground: np.ndarray) -> np.ndarray:
     kept = foreground.astype(np.uint8)
     grown = cv2.dilate(kept, np.ones((3, 3), np.uint8))
     shown[grown > kept] = _CONTOUR
+    return shown
+
+
+def with_boxes(image: np.ndarray, boxes: Sequence[tuple[float, float, float, float]]) -> np.ndarray:
+    """The image with frames around spots, just outside of them.
+
+    Args:
+        image: (y x 3) uint8.
+        boxes: (x, y, width, height) of each, pixels.
+
+    Returns:
+        (y x 3) uint8, a new one.
+
+    Raises:
+        ShapeError: if image is not (y x 3).
+        DataError: if image is not uint8.
+    """
+    cv2 = require("cv2", extra="data")
+    _check_rgb("image", image)
+    shown = np.ascontiguousarray(image).copy()
+    thickness = max(1, round(max(image.shape[:2]) / 400))
+    for x, y, width, height in boxes:
+        corner = (math.floor(x) - thickness, math.floor(y) - thickness)
+        opposite = (math.ceil(x + width) + thickness - 1, math.ceil(y + height) + thickness - 1)
+        cv2.rectangle(shown, corner, opposite, _CONTOUR, thickness)
     return shown
 
 

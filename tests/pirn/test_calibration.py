@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pirn import PIRNDetector
+from pirn import Inspector, PIRNDetector
 from pirn.cli import main
+from pirn.conditions import conditions
 
-from protoad.data import write_dataset
+from protoad.data import list_files, read_part, write_dataset
+from protoad.errors import CheckpointError
 
 FAST = ["--image-size", "96", "--epochs", "2", "--num-prototypes", "4"]
 
@@ -36,8 +38,8 @@ def _calibrate(trained: Path, root: Path, *more: str) -> int:
 def test_calibrated_on_the_good_parts_that_were_no_shots(root: Path, trained: Path, tmp_path: Path) -> None:
     assert _calibrate(trained, root, "--false-reject-rate", "0.2") == 0
     pirn = PIRNDetector.load(trained / "cookie")
-    assert pirn.calibrations.keys() == {"rgb+normals", "rgb", "normals"}
-    assert len({calibration.scores for calibration in pirn.calibrations.values()}) == 3
+    assert pirn.calibrations.keys() == {c.name for c in conditions(pirn.config)}
+    assert len({calibration.scores for calibration in pirn.calibrations.values()}) == 9
     for calibration in pirn.calibrations.values():
         assert len(calibration.scores) == 5 - 3 + 2
         assert calibration.threshold == max(calibration.scores)
@@ -75,7 +77,7 @@ def test_a_data_set_without_a_validation_split(tmp_path: Path) -> None:
     adam = ["--dataset", "3d-adam", "--root", str(data)]
     assert main(["train", *adam, "--category", "cookie", "--shots", "3", *FAST, "--out", str(out)]) == 0
     assert _calibrate(out, data, "--false-reject-rate", "0.4") == 0
-    assert len(PIRNDetector.load(out / "cookie").calibrations["rgb"].scores) == 2
+    assert len(PIRNDetector.load(out / "cookie").calibrations["rgb+normals"].scores) == 2
 
 
 def test_a_broken_validation_split_is_not_passed_over(
@@ -85,3 +87,55 @@ def test_a_broken_validation_split_is_not_passed_over(
     (data / "cookie" / "validation" / "good" / "xyz" / "000.tiff").unlink()
     assert _calibrate(trained, data, "--false-reject-rate", "0.3") == 2
     assert "000.png: no point cloud of the same name" in capsys.readouterr().err
+
+
+def test_scores_are_those_of_the_parts_as_they_would_come(root: Path, trained: Path) -> None:
+    assert _calibrate(trained, root, "--false-reject-rate", "0.2") == 0
+    inspector = Inspector.load(trained)
+    shots = inspector.pirn.shots
+    by_condition: dict[str, list[float]] = {"rgb+normals": [], "normals": [], "rgb, no depth": []}
+    for split in ("train", "validation"):
+        for files in list_files(root / "cookie" / split / "good").values():
+            if f"{split}/good/{files.rgb.stem}" not in shots:
+                rgb, xyz = read_part(files)
+                for one in ((rgb, xyz), (None, xyz), (rgb, None)):
+                    found = inspector(*one)
+                    by_condition[found.condition.name].append(found.score)
+    for name, scores in by_condition.items():
+        assert inspector.pirn.calibrations[name].scores == pytest.approx(sorted(scores), abs=1e-6)
+
+
+def test_a_cache_has_no_holes_to_calibrate_with(root: Path, trained: Path, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    assert main(["prepare", "--root", str(root), "--out", cache, "--size", "96", "--jobs", "1"]) == 0
+    assert _calibrate(trained, Path(cache), "--false-reject-rate", "0.2") == 0
+    from_cache = PIRNDetector.load(trained / "cookie").calibrations
+    assert from_cache.keys() == {"rgb+normals", "normals", "rgb, no depth"}
+    assert _calibrate(trained, root, "--false-reject-rate", "0.2") == 0
+    from_files = PIRNDetector.load(trained / "cookie").calibrations
+    assert {name: from_files[name] for name in from_cache} == from_cache
+
+
+def test_cross_calibration_asks_detectors_that_have_not_seen_the_shot(
+    root: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _calibrate(trained, root, "--false-reject-rate", "0.25", "--method", "cross") == 0
+    assert "3 shots, each judged by a detector that has not seen it; at most 0.5 of" in capsys.readouterr().out
+    inspector = Inspector.load(trained)
+    calibration = inspector.pirn.calibrations["rgb+normals"]
+    assert calibration.method == "cross"
+    assert len(inspector.members) == 3
+    for left_out, (member, score) in enumerate(zip(inspector.members, calibration.scores, strict=True)):
+        assert member.shots == [name for name in inspector.pirn.shots if name != inspector.pirn.shots[left_out]]
+        files = list_files(root / "cookie" / "train" / "good")[Path(inspector.pirn.shots[left_out]).name]
+        assert Inspector(member)(*read_part(files)).score == pytest.approx(score, abs=1e-6)
+    test = list_files(root / "cookie" / "test" / "good")["000"]
+    verdict = inspector(*read_part(test)).verdict
+    others = [Inspector(member)(*read_part(test)).score for member in inspector.members]
+    assert verdict == calibration(others)
+    shutil.rmtree(trained / "cookie" / "cross" / "001")
+    with pytest.raises(CheckpointError, match=r"cross: not the detectors .* was calibrated with; calibrate it again"):
+        Inspector.load(trained)
+    assert _calibrate(trained, root, "--false-reject-rate", "0.25") == 0
+    assert not (trained / "cookie" / "cross").exists()
+    assert Inspector.load(trained).members == []

@@ -14,6 +14,7 @@ from pirn.cli import main
 
 from protoad.checkpoint import load_checkpoint
 from protoad.data import read_xyz, write_dataset, write_xyz
+from protoad.report import read_jsonl
 
 FAST = ["--image-size", "96", "--epochs", "1", "--num-prototypes", "4", "--shots", "3"]
 
@@ -119,7 +120,7 @@ def test_the_same_files_through_another_reader_give_the_same_figures(parts: Path
     assert _metrics(["--checkpoint", str(tmp_path / "b"), *root, *moved], tmp_path / "c.json") == first
     argv = ["detect", "--checkpoint", str(tmp_path / "b"), *root, *moved, "--out", str(tmp_path / "out")]
     assert main(argv) == 0
-    names = {row["name"] for row in json.loads((tmp_path / "out" / "scores.json").read_text())["parts"]}
+    names = {row["name"] for row in read_jsonl(tmp_path / "out" / "scores.jsonl")}
     assert {"test_good_000", "test_good_001"} < names
     assert (tmp_path / "out" / "overlays" / "test_good_000.png").is_file()
 

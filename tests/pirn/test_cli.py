@@ -17,6 +17,7 @@ import pytest
 from pirn.cli import main
 
 from protoad.data import load_sample, prepare, read_rgb, read_xyz, write_dataset, write_rgb, write_xyz
+from protoad.report import read_jsonl
 from protoad.training import Snapshot
 
 FAST = ["--image-size", "96", "--epochs", "2", "--num-prototypes", "4"]
@@ -131,20 +132,19 @@ def test_detect_one_part_and_a_folder_agree(trained: Path, root: Path, tmp_path:
     argv = ["detect", "--checkpoint", str(trained), "--out"]
     assert main([*argv, str(tmp_path / "one"), *single]) == 0
     assert main([*argv, str(tmp_path / "all"), "--folder", str(good)]) == 0
-    one, everything = (json.loads((tmp_path / name / "scores.json").read_text()) for name in ("one", "all"))
-    assert one["category"] == "cookie"
-    assert one["parts"][0] == everything["parts"][0]
-    assert len(everything["parts"]) == 2
+    (one,), everything = (read_jsonl(tmp_path / name / "scores.jsonl") for name in ("one", "all"))
+    assert one == everything[0]
+    assert len(everything) == 2
     rows = list(csv.DictReader((tmp_path / "all" / "scores.csv").read_text().splitlines()))
     assert [row["name"] for row in rows] == ["000", "001"]
-    assert float(rows[0]["score"]) == pytest.approx(one["parts"][0]["score"])
+    assert float(rows[0]["score"]) == pytest.approx(one["score"])
     assert read_rgb(tmp_path / "one" / "overlays" / "000.png").shape[2] == 3
     from pirn import PIRNDetector
 
     pirn = PIRNDetector.load(trained / "cookie")
     part = prepare(load_sample(good / "rgb" / "000.png", good / "xyz" / "000.tiff"), 96)
     heat = pirn.detector(pirn.extractor([part])).maps["fused"][0]
-    assert heat[one["parts"][0]["peak_y"], one["parts"][0]["peak_x"]] == heat.max()
+    assert heat[one["peak_y"], one["peak_x"]] == heat.max()
 
 
 def _copy(root: Path, tmp_path: Path) -> Path:
@@ -250,11 +250,12 @@ def test_bad_detect_calls_end_in_one_sentence(trained, root, tmp_path, capsys) -
     small = tmp_path / "small.png"
     write_rgb(small, read_rgb(rgb)[:50])
     for checkpoint, extra, message in (
-        (trained, ["--rgb", rgb], "give either --rgb FILE and --xyz FILE"),
+        (trained, ["--rgb", rgb, "--folder", str(good)], "give either --rgb FILE, --xyz FILE or both"),
+        (trained, [], "give either --rgb FILE, --xyz FILE or both"),
         (trained, ["--rgb", "gone.png", "--xyz", xyz], "gone.png"),
         (trained, ["--rgb", str(small), "--xyz", xyz], "small.png"),
         (trained, ["--rgb", xyz, "--xyz", xyz], "000.tiff"),
-        (trained, ["--folder", str(tmp_path)], "rgb: no such folder"),
+        (trained, ["--folder", str(tmp_path)], "has neither rgb/ nor xyz/"),
         (trained, ["--rgb", rgb, "--xyz", xyz, "--category", "tile"], "has no 'tile'; found: cookie"),
         (tmp_path, ["--rgb", rgb, "--xyz", xyz], "no checkpoint.safetensors"),
     ):

@@ -15,6 +15,7 @@ from pirn.preparation import parse_distances
 from protoad.checkpoint import load_checkpoint
 from protoad.data import PreparedSet, read_rgb, write_dataset
 from protoad.errors import ConfigError
+from protoad.report import read_jsonl
 from protoad.viz import foreground_overlay
 
 FAST = ["--image-size", "96", "--epochs", "2", "--num-prototypes", "4"]
@@ -125,7 +126,7 @@ def test_the_plane_distance_goes_from_flag_to_checkpoint_to_inspection(root: Pat
     from pirn import PIRNDetector
 
     pirn = PIRNDetector.load(tmp_path / "run" / "tile")
-    scores = json.loads((tmp_path / "found/scores.json").read_text())["parts"]
+    scores = read_jsonl(tmp_path / "found/scores.jsonl")
     test = PreparedSet(out, "tile", "test")
     for row in scores:
         part = test[test.names.index(f"test/good/{row['name']}")]

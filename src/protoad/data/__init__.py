@@ -9,7 +9,17 @@ from protoad.data.clouds import read_cloud
 from protoad.data.dataset import Dataset, DataWarning, MissingSplitError, Part
 from protoad.data.eyecandies import Eyecandies
 from protoad.data.fewshot import select_shots
-from protoad.data.files import read_depth, read_mask, read_normals, read_rgb, read_xyz, write_mask, write_rgb, write_xyz
+from protoad.data.files import (
+    EmptyCloudError,
+    read_depth,
+    read_mask,
+    read_normals,
+    read_rgb,
+    read_xyz,
+    write_mask,
+    write_rgb,
+    write_xyz,
+)
 from protoad.data.folder import CONFIG_NAME, TEMPLATE, Folder
 from protoad.data.foreground import (
     EVERYTHING_KEPT,
@@ -21,9 +31,10 @@ from protoad.data.foreground import (
     plane_distance,
 )
 from protoad.data.geometry import SquareMap
-from protoad.data.mvtec3d import ADAM3D, MVTec3D, load_sample, pair_files
+from protoad.data.holes import HoleKind, fill_normals, lose_depth
+from protoad.data.mvtec3d import ADAM3D, MVTec3D, PartFiles, list_files, load_sample, read_part
 from protoad.data.pointcloud import Normals, encode_normals, grid_normals, normals_from_xyz
-from protoad.data.prepare import Prepared, PrepareSettings, prepare
+from protoad.data.prepare import Prepared, PrepareSettings, prepare, prepare_colour, without_depth
 from protoad.data.prepare_dataset import Outcome, prepare_dataset
 from protoad.data.prepared_cache import PreparedSet, list_prepared
 from protoad.data.real_iad_d3 import RealIADD3
@@ -44,16 +55,19 @@ __all__ = [
     "TEMPLATE",
     "DataWarning",
     "Dataset",
+    "EmptyCloudError",
     "Eyecandies",
     "Findings",
     "Folder",
     "Foreground",
+    "HoleKind",
     "Intrinsics",
     "MVTec3D",
     "MissingSplitError",
     "Normals",
     "Outcome",
     "Part",
+    "PartFiles",
     "PrepareSettings",
     "Prepared",
     "PreparedSet",
@@ -66,27 +80,32 @@ __all__ = [
     "augment",
     "check_dataset",
     "encode_normals",
+    "fill_normals",
     "find_foreground",
     "foreground_mask",
     "grid_normals",
     "list_categories",
+    "list_files",
     "list_prepared",
     "load_sample",
+    "lose_depth",
     "normals_from_xyz",
     "open_dataset",
-    "pair_files",
     "plane_distance",
     "prepare",
+    "prepare_colour",
     "prepare_dataset",
     "random_copies",
     "read_cloud",
     "read_depth",
     "read_mask",
     "read_normals",
+    "read_part",
     "read_rgb",
     "read_xyz",
     "render_part",
     "select_shots",
+    "without_depth",
     "write_dataset",
     "write_mask",
     "write_rgb",

@@ -19,6 +19,7 @@ from protoad.errors import DataError
 
 __all__ = [
     "MAX_PIXELS",
+    "EmptyCloudError",
     "PathLike",
     "invalid_to_nan",
     "read_depth",
@@ -33,6 +34,10 @@ __all__ = [
 
 _MAX_MASK_LEVELS = 16  # MVTec 3D-AD numbers kinds of defects (252 to 255); a photograph has far more levels
 _UNKNOWN_NORMAL = 0.25  # a coded direction has length 1, mid-grey none
+
+
+class EmptyCloudError(DataError):
+    """A point cloud without a point or a surface: an error for who needs it, and news for who has the colours."""
 
 
 def read_rgb(path: PathLike, *, grey: bool = False) -> np.ndarray:
@@ -108,13 +113,13 @@ def invalid_to_nan(path: PathLike, xyz: np.ndarray) -> np.ndarray:
     """Points (.. 3) as float32, all three coordinates NaN where one isn't finite or all are 0.
 
     Raises:
-        DataError: if no point is left; names the file.
+        EmptyCloudError: if no point is left; names the file.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold was not seen
         points = xyz.astype(np.float32, copy=False)  # nobody else holds what was just decoded
     points[~np.isfinite(points).all(axis=-1) | (points == 0).all(axis=-1)] = np.nan
     if np.isnan(points).all():
-        raise DataError(f"{path}: holds no valid point, only (0, 0, 0) or not finite; scan the part again")
+        raise EmptyCloudError(f"{path}: holds no valid point, only (0, 0, 0) or not finite; scan the part again")
     return points
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protoad.data.files import EmptyCloudError
 from protoad.data.foreground import EVERYTHING_KEPT, PLANE_DISTANCE, find_foreground
 from protoad.data.geometry import SquareMap
 from protoad.data.pointcloud import Normals, normals_from_xyz, viewer_axes
 from protoad.data.sample import Sample
-from protoad.errors import ConfigError, DataError
+from protoad.errors import ConfigError
 
-__all__ = ["PrepareSettings", "Prepared", "prepare", "prepare_and_explain"]
+__all__ = ["PrepareSettings", "Prepared", "prepare", "prepare_and_explain", "prepare_colour", "without_depth"]
 
 
 class Prepared(NamedTuple):
@@ -76,10 +77,27 @@ def prepare(
         plane_distance: see there.
 
     Raises:
-        DataError: if no pixel has a normal; names the sample.
+        EmptyCloudError: if no pixel has a normal; names the sample.
         ConfigError: if a setting is out of range.
     """
     return prepare_and_explain(sample, PrepareSettings(size, foreground, plane_distance))[0]
+
+
+def prepare_colour(rgb: np.ndarray, size: int = 224) -> Prepared:
+    """Resizes the picture (y x 3) uint8 of a part that has no point cloud: no normal is known, and all may be part."""
+    nowhere = torch.zeros(size, size, dtype=torch.bool)
+    height, width = rgb.shape[:2]
+    colour = SquareMap(height, width, size).colour(rgb)
+    return without_depth(Prepared(colour, colour, nowhere, nowhere, nowhere))
+
+
+def without_depth(part: Prepared) -> Prepared:
+    """A prepared part as if it had come without its point cloud."""
+    return part._replace(
+        normals=torch.full_like(part.normals, 0.5),
+        valid=torch.zeros_like(part.valid),
+        foreground=torch.ones_like(part.foreground),
+    )
 
 
 def prepare_and_explain(sample: Sample, settings: PrepareSettings) -> tuple[Prepared, str]:
@@ -106,5 +124,5 @@ def _normals(sample: Sample) -> Normals:
         known = np.asarray(sample.normals.any(axis=-1))
         found, trouble = Normals(sample.normals, known), "normals are all zero; check their file"
     if not found.valid.any():
-        raise DataError(f"{sample.name}: its {trouble}")
+        raise EmptyCloudError(f"{sample.name}: its {trouble}")
     return found

@@ -1,0 +1,127 @@
+"""Thresholds for a trained detector from good parts alone, one for each condition a part may come under."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pirn.conditions import Condition, conditions, imitate
+from pirn.detector import PIRNDetector
+from pirn.experiment import open_split, predict, prepared_parts
+from protoad.calibration import Method, calibrate
+from protoad.data import Dataset, MissingSplitError, PreparedSet, random_copies
+from protoad.encoders import FeatureCache
+from protoad.errors import DataError
+
+__all__ = ["calibrate_category", "cross_calibrate_category"]
+
+_Scores = dict[Condition, list[float]]
+
+
+def calibrate_category(
+    pirn: PIRNDetector, root: str | Path, false_reject_rate: float, *, force: bool
+) -> tuple[list[str], list[PIRNDetector]]:
+    """Calibrates a detector on all good parts it has not learnt from (split conformal).
+
+    These are the good parts of the validation split, and of the training split those that were no shots. They are
+    scored as they are, and as they would come under each other condition. Which holes a shiny surface tears is not
+    known: of the kinds imitated, the higher score counts. A prepared cache knows no holes but its own: from one,
+    these conditions are left out.
+
+    Args:
+        pirn: a trained detector; gets its `calibrations`.
+        root: folder that holds the categories, or a cache.
+        false_reject_rate: share of good parts that may be rejected.
+        force: whether to go on with too few parts.
+
+    Returns:
+        Names of the parts used, and no further detectors.
+
+    Raises:
+        DataError: for missing or damaged data.
+        CalibrationError: for too few parts for the rate.
+    """
+    names: list[str] = []
+    scores: _Scores = {}
+    for split in ("train", "validation"):
+        try:
+            held_out = open_split(pirn.config, root, pirn.category, split, pirn.source)
+        except MissingSplitError:  # not every data set has a validation split
+            continue
+        labels = zip(held_out.names, held_out.labels, strict=True)
+        for index in [i for i, (name, label) in enumerate(labels) if label == 0 and name not in pirn.shots]:
+            _add_scores(scores, pirn, held_out, index)
+            names.append(held_out.names[index])
+    if not names:
+        raise DataError(
+            f"{root}: holds no good part of {pirn.category} beyond the shots; add some to train or validation, or "
+            "calibrate by leaving out one shot after the other with --method cross"
+        )
+    _keep(pirn, scores, false_reject_rate, "split", force=force)
+    return names, []
+
+
+def cross_calibrate_category(
+    pirn: PIRNDetector, root: str | Path, false_reject_rate: float, *, force: bool
+) -> tuple[list[str], list[PIRNDetector]]:
+    """Calibrates a detector on its own shots: each is scored by a detector that learnt from the others only.
+
+    For where there are no good parts to hold out. A new part has to be scored by all of these detectors, and the
+    promise is weaker: twice the rate.
+
+    Args:
+        pirn: a trained detector; gets its `calibrations`.
+        root: folder that holds the categories, or a cache.
+        false_reject_rate: share of good parts that may be rejected, half of what is promised.
+        force: whether to go on with too few shots.
+
+    Returns:
+        Names of the shots, and the detectors in the same order; detector i has not seen shot i.
+
+    Raises:
+        DataError: for missing or damaged data, or fewer than three shots.
+        CalibrationError: for too few shots for the rate.
+    """
+    if len(pirn.shots) < 3:
+        raise DataError(f"{pirn.category}: {len(pirn.shots)} shots are too few to leave one out; give three or more")
+    train_set = open_split(pirn.config, root, pirn.category, "train", pirn.source)
+    missing = sorted(set(pirn.shots) - set(train_set.names))
+    if missing:
+        raise DataError(
+            f"{root}: lacks {missing[0]}, which the detector was trained on; give the folder it was trained from"
+        )
+    indices = [train_set.names.index(name) for name in pirn.shots]
+    shots = prepared_parts(train_set, indices, pirn.config)
+    scores: _Scores = {}
+    members = []
+    for left_out, index in enumerate(indices):
+        others = [i for i in range(len(shots)) if i != left_out]
+        member = PIRNDetector(pirn.config, category=pirn.category, source=pirn.source)
+        parts = [shots[i] for i in others]
+        copies = random_copies(parts, pirn.config.augment, seed=pirn.config.seed)
+        member.fit(parts + copies, [pirn.shots[i] for i in others])
+        _add_scores(scores, member, train_set, index)
+        members.append(member)
+    _keep(pirn, scores, false_reject_rate, "cross", force=force)
+    return pirn.shots, members
+
+
+def _keep(pirn: PIRNDetector, scores: _Scores, rate: float, method: Method, *, force: bool) -> None:
+    calibrated = {
+        condition.name: calibrate(values, false_reject_rate=rate, method=method, force=force)
+        for condition, values in scores.items()
+    }
+    pirn.calibrations = calibrated
+
+
+def _add_scores(scores: _Scores, pirn: PIRNDetector, parts: Dataset | PreparedSet, index: int) -> None:
+    """Adds the scores of one good part under every condition."""
+    part = parts[index]
+    pirn.extractor.cache = FeatureCache()  # shared by the conditions, and no longer than for one part
+    by_loss: dict[float, list[Condition]] = {}
+    for condition in conditions(pirn.config):
+        by_loss.setdefault(condition.lost, []).append(condition)
+    for lost, similar in by_loss.items():
+        imitations = imitate(part, lost, pirn.config.preparation(pirn.category), seed=index)
+        for condition in similar if imitations else []:
+            found = predict(pirn.extractor, pirn.detector, imitations, condition.modalities).score
+            scores.setdefault(condition, []).append(float(found.max()))
