@@ -1,4 +1,4 @@
-"""The command line: pirn demo | check | prepare | train | evaluate | calibrate | detect | watch."""
+"""The command line: pirn demo | check | prepare | train | evaluate | calibrate | detect | watch | update."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_calibrate,
         _add_detect,
         _add_watch,
+        _add_update,
     ):
         add(subparsers)
     return parser
@@ -191,6 +192,23 @@ def _add_watch(subparsers: Any) -> None:
     parser.add_argument(
         "--until-idle", type=float, default=None, metavar="SECONDS", help="end when nothing came for so long"
     )
+    _add_weights(parser)
+
+
+def _add_update(subparsers: Any) -> None:
+    parser = _command(subparsers, "update", commands.update, "teach a detector more good parts, and calibrate it anew")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder that train wrote")
+    parser.add_argument("--category", default=None, metavar="NAME", help="which checkpoint, if several are there")
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories, or a cache")
+    parser.add_argument(
+        "--add", nargs="+", default=["all"], metavar="NAME", help="such as train/good/012 (default: all new ones)"
+    )
+    parser.add_argument("--more-epochs", type=int, default=3, metavar="N", help="to train on (default: 3)")
+    parser.add_argument(
+        "--force", action="store_true", help="take parts that look anomalous, and go on with too few to calibrate with"
+    )
+    _add_dataset(parser, None)
+    _add_cache(parser)
     _add_weights(parser)
 
 

@@ -11,20 +11,28 @@ from pathlib import Path
 from pirn.calibrating import calibrate_category, cross_calibrate_category
 from pirn.config import PIRNConfig
 from pirn.demo import run_demo
-from pirn.detector import PIRNDetector, clear_snapshot, find_checkpoints, save_members
+from pirn.detector import (
+    PIRNDetector,
+    clear_snapshot,
+    find_checkpoint,
+    find_checkpoints,
+    keep_previous,
+    save_members,
+)
 from pirn.experiment import evaluate as evaluate_category
 from pirn.experiment import read_shots, read_test, train_category
 from pirn.inspection import PartSource, inspect_parts
 from pirn.inspector import Inspector
 from pirn.pictures import write_grid
 from pirn.preparation import parse_distances, prepare_all
+from pirn.updating import update_category
 from pirn.watching import Watch
 from protoad.data import PartFiles, PrepareSettings, Source, list_files, list_prepared
 from protoad.encoders import FeatureCache
 from protoad.errors import CheckpointError, ConfigError, DataError, TrainingError
 from protoad.report import format_table, summarise, write_json
 
-__all__ = ["calibrate", "demo", "detect", "evaluate", "prepare", "train", "watch"]
+__all__ = ["calibrate", "demo", "detect", "evaluate", "prepare", "train", "update", "watch"]
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -104,6 +112,26 @@ def calibrate(arguments: argparse.Namespace) -> None:
         print(f"{pirn.category}: {len(names)} {what}; at most {rate:.3g} of good parts rejected")
         for condition, calibration in pirn.calibrations.items():
             print(f"  {condition}: rejected above {calibration.threshold:.2f}")
+
+
+def update(arguments: argparse.Namespace) -> None:
+    """`pirn update`: the checkpoint as it was is kept beside the new one."""
+    folder = find_checkpoint(arguments.checkpoint, arguments.category)
+    _check_writable(folder)
+    pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
+    pirn.source = _source(arguments, pirn.source)
+    names = None if arguments.add == ["all"] else arguments.add
+    change = update_category(pirn, arguments.root, names, epochs=arguments.more_epochs, force=arguments.force)
+    kept = keep_previous(folder)
+    pirn.save(folder)
+    print(f"{pirn.category}: {len(change.added)} good parts added, {len(pirn.shots)} shots now; as it was -> {kept}")
+    for name in change.forced:
+        print(f"  {name}: taken although it looks anomalous")
+    print(f"  prototypes moved by {change.moved:.2%} of their length")
+    for condition, after in change.after.items():
+        before = change.before.get(condition)
+        was = "" if before is None else f", was {before.threshold:.2f} by {len(before.scores)} parts"
+        print(f"  {condition}: rejected above {after.threshold:.2f} by {len(after.scores)} parts{was}")
 
 
 def _source(arguments: argparse.Namespace, known: Source) -> Source:

@@ -33,6 +33,7 @@ __all__ = [
     "clear_snapshot",
     "find_checkpoint",
     "find_checkpoints",
+    "keep_previous",
     "load_members",
     "save_members",
     "with_head",
@@ -90,6 +91,14 @@ def find_checkpoint(folder: str | Path, category: str | None = None) -> Path:
     if category is None and len(found) > 1:
         raise ConfigError(f"{folder}: holds {', '.join(found)}; choose one by its category")
     return found[category or next(iter(found))]
+
+
+def keep_previous(folder: Path) -> Path:
+    """Copies the checkpoint as it is beside itself, to go back to; gives the copy's path."""
+    copy = folder / f"previous.{CHECKPOINT_NAME}"
+    tensors, header = load_checkpoint(folder / CHECKPOINT_NAME)
+    save_checkpoint(copy, tensors, header)
+    return copy
 
 
 def with_head(reconstructor: Reconstructor, extractor: FeatureExtractor, config: PIRNConfig) -> Detector:

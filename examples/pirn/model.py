@@ -169,20 +169,27 @@ class PIRN(Reconstructor):
             snapshot: where to go on from if an earlier run was cut short.
         """
         self.initialise(shots)
-        schedule = Schedule(
-            epochs=self.config.epochs, batch_size=self.config.batch_size, lr=self.config.lr, seed=self.config.seed
-        )
+        self.history = self._train(shots, self.config.epochs, snapshot)
+        return self
+
+    def fine_tune(self, shots: Features, epochs: int) -> PIRN:
+        """Trains on from where it is, such as on more good parts; the history goes on."""
+        self.history = self.history + self._train(shots, epochs, None)
+        return self
+
+    def _train(self, shots: Features, epochs: int | None, snapshot: Snapshot | None) -> list[dict[str, float]]:
+        config = self.config
         self.train()
-        self.history = train(
+        history = train(
             self.parameters(),
             lambda indices: self._step(shots.pick(indices)),
             shots=len(shots.mask),
-            schedule=schedule,
+            schedule=Schedule(epochs=epochs, batch_size=config.batch_size, lr=config.lr, seed=config.seed),
             snapshot=snapshot,
             progress="training",
         )
         self.eval()
-        return self
+        return history
 
     @torch.no_grad()
     def initialise(self, shots: Features) -> None:

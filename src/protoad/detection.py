@@ -104,10 +104,16 @@ class FeatureExtractor(nn.Module):
         self.looks = TokenBackground(encoders["rgb"].dim) if foreground and "rgb" in encoders else None
         self.register_buffer("usual_loss", torch.ones(()))  # share of a shot without depth, the largest
 
-    def fit(self, parts: Sequence[Prepared]) -> FeatureExtractor:
-        """Learns from the shots what they look like; pretrained encoders take no statistics."""
+    def fit(self, parts: Sequence[Prepared], *, encoders: bool = True) -> FeatureExtractor:
+        """Learns from the shots what they look like; pretrained encoders take no statistics.
+
+        Args:
+            parts: the shots.
+            encoders: False leaves the statistics of the encoders as they are: what was learnt on their tokens
+                stays true.
+        """
         mask = self.token_mask(parts)
-        for modality, encoder in self.encoders.items():
+        for modality, encoder in self.encoders.items() if encoders else ():
             encoder.fit(_images(parts, modality), mask)
         if self.looks is not None:
             self.looks.fit(self.cache.encode(self.encoders["rgb"], _images(parts, "rgb")), mask)
