@@ -58,11 +58,15 @@ ALLOWED = {
     "checkpoint.py": set(),
     "training.py": {"checkpoint"},
     "report.py": {"metrics", "data"},
-    "viz.py": {"data"},
+    "viz.py": {"data", "_ticks"},
+    "html_report.py": {"_report_page", "_svg"},
     "detection.py": {"data", "encoders", "scoring"},
     "errors.py": set(),
     "_lazy.py": set(),
     "_atomic.py": set(),
+    "_report_page.py": {"metrics", "_svg"},
+    "_svg.py": {"_ticks"},
+    "_ticks.py": set(),
     "__init__.py": {"nn", "ops", "__version__"},
 }
 
