@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from protoad._lazy import require
+from protoad._ticks import round_ticks
 from protoad.errors import DataError, ShapeError
 
 __all__ = ["GridRow", "foreground_overlay", "heatmap_overlay", "sample_grid", "with_boxes", "with_color_bar"]
@@ -155,7 +156,7 @@ def with_color_bar(image: np.ndarray, *, vmin: float, vmax: float, label: str = 
     height = max(image.shape[0], 160)
     letter = max(10, height // 24)
     bar = _colorize(np.linspace(vmax, vmin, height - 2 * letter)[:, None], vmin=vmin, vmax=vmax)
-    ticks = _round_ticks(vmin, vmax, most=max(2, height // (5 * letter)))
+    ticks = round_ticks(vmin, vmax, most=max(2, height // (5 * letter)))
     numbers = [_text(_number(tick), letter) for tick in ticks]
     name = np.rot90(_text(label, letter, max_width=height))
     left = image.shape[1] + letter
@@ -308,15 +309,6 @@ def _text(line: str, letter: float, *, max_width: int | None = None) -> np.ndarr
     new_size = [max(1, int(length * factor)) for length in (canvas.shape[1], canvas.shape[0])]
     small: np.ndarray = cv2.resize(canvas, new_size, interpolation=cv2.INTER_AREA)
     return small
-
-
-def _round_ticks(vmin: float, vmax: float, *, most: int) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten within the limits, at most `most` + 1 of them."""
-    rough = (vmax - vmin) / most
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    first, last = math.ceil(vmin / step - 1e-9), math.floor(vmax / step + 1e-9)
-    return [index * step for index in range(first, last + 1)]
 
 
 def _number(value: float) -> str:
