@@ -16,12 +16,13 @@ from pirn.experiment import evaluate as evaluate_category
 from pirn.inspection import inspect_parts
 from pirn.pictures import write_grid
 from pirn.preparation import parse_distances, prepare_all
+from pirn.studies import STUDIES
 from protoad.data import PrepareSettings, Sample, Source, list_prepared, load_sample, pair_files
 from protoad.encoders import FeatureCache
 from protoad.errors import CheckpointError, ConfigError, DataError, TrainingError
 from protoad.report import format_table, summarise, write_json
 
-__all__ = ["calibrate", "demo", "detect", "evaluate", "prepare", "train"]
+__all__ = ["calibrate", "demo", "detect", "evaluate", "prepare", "study", "train"]
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -147,6 +148,12 @@ def prepare(arguments: argparse.Namespace) -> None:
     settings = {name: PrepareSettings(arguments.size, arguments.foreground, distances[name]) for name in categories}
     jobs = (os.cpu_count() or 1) if arguments.jobs is None else arguments.jobs
     prepare_all(source, arguments.root, arguments.out, settings, jobs=jobs)
+
+
+def study(arguments: argparse.Namespace) -> None:
+    """`pirn study`."""
+    _check_writable(arguments.out)
+    STUDIES[arguments.name](arguments.out, seeds=arguments.seeds, quick=arguments.quick)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
