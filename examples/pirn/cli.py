@@ -1,4 +1,4 @@
-"""The command line: pirn demo | check | prepare | train | evaluate | calibrate | detect | watch | update."""
+"""The command line: pirn demo | check | prepare | train | evaluate | calibrate | detect | watch | update | study."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import protoad
 from pirn import commands
 from pirn.checking import run_check
 from pirn.config import PIRNConfig
+from pirn.studies import STUDIES
 from protoad.data import DATASETS, DataWarning
 from protoad.errors import ProtoadError
 
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_detect,
         _add_watch,
         _add_update,
+        _add_study,
     ):
         add(subparsers)
     return parser
@@ -210,6 +212,16 @@ def _add_update(subparsers: Any) -> None:
     _add_dataset(parser, None)
     _add_cache(parser)
     _add_weights(parser)
+
+
+def _add_study(subparsers: Any) -> None:
+    parser = _command(subparsers, "study", commands.study, "answer a question about PIRN by measuring")
+    parser.add_argument("name", choices=STUDIES, metavar="NAME", help=", ".join(STUDIES))
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, or to go on with")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=list(range(5)), metavar="SEED", help="of everything (default: 0 to 4)"
+    )
+    parser.add_argument("--quick", action="store_true", help="small, the first seed only: no result")
 
 
 def _command(subparsers: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:

@@ -25,6 +25,7 @@ from pirn.inspection import PartSource, inspect_parts
 from pirn.inspector import Inspector
 from pirn.pictures import write_grid
 from pirn.preparation import parse_distances, prepare_all
+from pirn.studies import STUDIES
 from pirn.updating import update_category
 from pirn.watching import Watch
 from protoad.data import PartFiles, PrepareSettings, Source, list_files, list_prepared
@@ -32,7 +33,7 @@ from protoad.encoders import FeatureCache
 from protoad.errors import CheckpointError, ConfigError, DataError, TrainingError
 from protoad.report import format_table, summarise, write_json
 
-__all__ = ["calibrate", "demo", "detect", "evaluate", "prepare", "train", "update", "watch"]
+__all__ = ["calibrate", "demo", "detect", "evaluate", "prepare", "study", "train", "update", "watch"]
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -188,6 +189,12 @@ def prepare(arguments: argparse.Namespace) -> None:
     settings = {name: PrepareSettings(arguments.size, arguments.foreground, distances[name]) for name in categories}
     jobs = (os.cpu_count() or 1) if arguments.jobs is None else arguments.jobs
     prepare_all(source, arguments.root, arguments.out, settings, jobs=jobs)
+
+
+def study(arguments: argparse.Namespace) -> None:
+    """`pirn study`."""
+    _check_writable(arguments.out)
+    STUDIES[arguments.name](arguments.out, seeds=arguments.seeds, quick=arguments.quick)
 
 
 def _check_writable(folder: Path) -> None:

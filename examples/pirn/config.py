@@ -47,6 +47,7 @@ class PIRNConfig:
     num_neighbors: int = _option(3, "edges of a prototype into the other modality")
     gat_heads: int = _option(4, "heads of the graph attention")
     update_bias: float = _option(3.0, "start of the refiner's update gate; above 0 it starts near leaving prototypes")
+    guard: bool = _option(False, "keep what no prototype explains out of the refinement; docs/guard.md")
     gamma: float = _option(0.5, "start of the cross-modal gate tanh(gamma)")
     loss: Literal["soft_mining", "cosine"] = _option("soft_mining", "reconstruction loss")
     epochs: int | None = _option(10, "passes over the shots; more lowers the loss and the detection alike")
@@ -77,6 +78,8 @@ class PIRNConfig:
         for name in ("epsilon", "lr", "plane_distance"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected a finite value above 0, got {getattr(self, name)}")
+        if self.guard and self.aggregation == "none":
+            raise ConfigError("guard: expected off with aggregation none, which refines nothing; got True")
         for name in ("seed", "augment"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected 0 or more, got {getattr(self, name)}")

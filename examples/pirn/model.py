@@ -19,6 +19,7 @@ from protoad.nn import (
     GlobalMeanAggregate,
     GRUPrototypeRefiner,
     LinearAssign,
+    PrototypeGuard,
     SigmoidAssign,
     SinkhornAssign,
     SoftmaxAssign,
@@ -76,6 +77,9 @@ class PIRNLayer(nn.Module):
         self.refine = nn.ModuleDict(
             {m: GRUPrototypeRefiner(d, update_bias=config.update_bias) for m, d in refined.items()}
         )
+        self.guard: Mapping[str, PrototypeGuard] = nn.ModuleDict(  # type: ignore[assignment]
+            {m: PrototypeGuard() for m in refined if config.guard}
+        )
         exchange = config.mnc and len(dims) == 2
         dim = next(iter(dims.values()))
         if exchange and dim % config.gat_heads:
@@ -96,7 +100,10 @@ class PIRNLayer(nn.Module):
         displacement = {m: p.new_zeros(()) for m, p in prototypes.items()}
         if self.aggregate is not None:
             before = prototypes
-            prototypes = {m: self.refine[m](p, self.aggregate(tokens[m], p, token_mask)) for m, p in prototypes.items()}
+            seen = tokens
+            if self.guard and not self.training:  # what is learnt from is good
+                seen = {m: self.guard[m](z, prototypes[m]) for m, z in tokens.items()}
+            prototypes = {m: self.refine[m](p, self.aggregate(seen[m], p, token_mask)) for m, p in prototypes.items()}
             displacement = {m: _relative_change(before[m], p) for m, p in prototypes.items()}
         intra = {m: self.assign(z, prototypes[m], token_mask).reconstruction for m, z in tokens.items()}
         if self.align is None or len(tokens) == 1:  # nobody to exchange with: one modality is missing
@@ -189,7 +196,22 @@ class PIRN(Reconstructor):
             progress="training",
         )
         self.eval()
+        self.fit_guard(shots)
         return history
+
+    @torch.no_grad()
+    def fit_guard(self, shots: Features) -> None:
+        """Sets the limits of the guards, layer after layer, by the shots; until then they let everything pass.
+
+        Needs a model in evaluation mode: guards do nothing while it trains.
+        """
+        current = self._scaled(shots.tokens)
+        prototypes = {m: self.prototypes[m].expand(len(shots.mask), -1, -1) for m in current}
+        for layer in self.layers:
+            for modality, guard in layer.guard.items():
+                guard.fit(current[modality], prototypes[modality], shots.mask)
+            state = layer(current, prototypes, shots.mask)
+            current, prototypes = state.tokens, state.prototypes
 
     @torch.no_grad()
     def initialise(self, shots: Features) -> None:

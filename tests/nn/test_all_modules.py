@@ -14,6 +14,7 @@ from protoad.nn import (
     GlobalMeanAggregate,
     GRUPrototypeRefiner,
     LinearAssign,
+    PrototypeGuard,
     SigmoidAssign,
     SinkhornAssign,
     SoftmaxAssign,
@@ -36,6 +37,12 @@ def _attention(batch: int) -> tuple[Tensor, ...]:
     return torch.randn(batch, 16, D), torch.randn(batch, 16, D), torch.randn(batch, 4, D)
 
 
+def _guard(quantile: float = 0.9) -> PrototypeGuard:
+    guard = PrototypeGuard(quantile=quantile)
+    guard.limit.fill_(0.6)  # some random tokens stay, some are replaced, some lie between
+    return guard
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor, ...]]]] = {
     "sinkhorn": (SinkhornAssign, _tokens),
     "softmax": (SoftmaxAssign, _tokens),
@@ -44,6 +51,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor, ..
     "transport": (TransportAggregate, _tokens),
     "topk": (TopKAggregate, _tokens),
     "mean": (GlobalMeanAggregate, _tokens),
+    "guard": (_guard, _tokens),
     "gru": (lambda: GRUPrototypeRefiner(D), _prototypes),
     "gat": (lambda: CrossModalPrototypeGAT(D), _prototypes),
     "attention": (lambda: GatedProtoCrossAttention(D), _attention),
@@ -114,6 +122,7 @@ def test_names_of_stored_parameters_stay() -> None:
     ]
     assert list(CrossModalPrototypeGAT(D).state_dict()) == ["attend_from", "attend_to", "project.weight"]
     assert list(GatedProtoCrossAttention(D).state_dict()) == ["gamma", "query.weight", "key.weight", "value.weight"]
+    assert list(PrototypeGuard().state_dict()) == ["limit"]
     assert list(SinkhornAssign().state_dict()) == []
 
 
@@ -121,4 +130,5 @@ def test_repr_says_the_settings() -> None:
     assert "epsilon=0.1, n_iters=7" in repr(SinkhornAssign(epsilon=0.1, n_iters=7))
     assert "num_neighbors=3" in repr(CrossModalPrototypeGAT(D))
     assert "residual='none'" in repr(GatedProtoCrossAttention(D, residual="none"))
+    assert "quantile=0.8, limit=0.6" in repr(_guard(0.8))
     assert "dim=8, update_bias=1.0" in repr(GRUPrototypeRefiner(D, update_bias=1.0))

@@ -368,3 +368,15 @@ def test_a_training_killed_again_and_again_ends_in_the_same_bytes(root: Path, tm
                 child.wait()
                 kills += 1
         assert (out / "cookie" / "checkpoint.safetensors").read_bytes() == expected
+
+
+def test_the_guard_is_kept_in_the_checkpoint(root: Path, trained: Path, tmp_path: Path) -> None:
+    from pirn import PIRNDetector
+
+    argv = ["train", "--root", str(root), "--category", "cookie", "--shots", "3", "--seed", "1", *FAST]
+    assert main([*argv, "--guard", "--out", str(tmp_path)]) == 0
+    guarded = PIRNDetector.load(tmp_path / "cookie")
+    limits = [guard.limit.item() for layer in guarded.model.layers for guard in layer.guard.values()]
+    assert len(limits) == 4
+    assert all(0 < limit < 2 for limit in limits)
+    assert not PIRNDetector.load(trained / "cookie").model.layers[0].guard

@@ -22,6 +22,7 @@ from protoad import CheckpointError, ConfigError
         ({"sigma": float("nan")}, "sigma"),
         ({"lr": float("inf")}, "lr: expected a finite value above 0, got inf"),
         ({"seed": -1}, "seed: expected 0 or more, got -1"),
+        ({"guard": True, "aggregation": "none"}, "guard: expected off with aggregation none"),
     ],
 )
 def test_bad_values_are_named(values: dict, message: str) -> None:

@@ -184,3 +184,73 @@ def test_compiles_whole() -> None:
     model, shots = PIRN(DIMS, replace(SMALL, n_iters=2)), _features(2)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(shots.tokens, shots.mask)["rgb"], model(shots.tokens, shots.mask)["rgb"])
+
+
+GUARDED = replace(SMALL, guard=True)
+
+
+def _with_anomaly(shots: Features) -> Features:
+    """Half of the tokens of every part replaced by one that no good part has."""
+    strange = torch.arange(36) < 18
+    foreign = {m: torch.where(strange.unsqueeze(-1), 3 * torch.randn(D), t) for m, t in shots.tokens.items()}
+    return Features(foreign, shots.mask)
+
+
+def test_the_guard_is_fitted_to_the_shots_and_trains_as_without() -> None:
+    shots = _features()
+    plain, guarded = PIRN(DIMS, SMALL).fit(shots), PIRN(DIMS, GUARDED).fit(shots)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(guarded.state_dict()[name], value, rtol=0, atol=0)
+    limits = {name for name in guarded.state_dict() if name not in plain.state_dict()}
+    assert limits == {f"layers.{i}.guard.{m}.limit" for i in (0, 1) for m in DIMS}
+    assert all(0 < guarded.state_dict()[name] < 1 for name in limits)
+    before = [guarded.state_dict()[name].clone() for name in sorted(limits)]
+    guarded.fit_guard(shots)
+    assert before == [guarded.state_dict()[name] for name in sorted(limits)]
+
+
+def test_the_first_guard_measures_against_the_codebook_and_the_second_against_what_it_left() -> None:
+    shots = _features()
+    model = PIRN(DIMS, GUARDED).fit(shots)
+    first = model.trace(shots.tokens, shots.mask)[0]
+    entering = [(shots.tokens["rgb"] / model.scale_rgb, model.prototypes["rgb"].expand(4, -1, -1))]
+    entering.append((first.tokens["rgb"], first.prototypes["rgb"]))
+    for layer, (tokens, prototypes) in zip(model.layers, entering, strict=True):
+        costs = 1 - torch.cosine_similarity(tokens.unsqueeze(2), prototypes.unsqueeze(1), dim=-1)
+        expected = costs.min(-1).values.quantile(0.9)
+        torch.testing.assert_close(layer.guard["rgb"].limit, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_with_the_guard_an_anomaly_moves_prototypes_less() -> None:
+    shots = _features()
+    spoiled = _with_anomaly(shots)
+    moved = {}
+    for config in (SMALL, GUARDED):
+        model = PIRN(DIMS, replace(config, num_prototypes=12)).fit(shots)  # every pattern has one
+        pair = [model.trace(parts.tokens, parts.mask)[-1].prototypes["rgb"] for parts in (spoiled, shots)]
+        moved[config.guard] = (pair[0] - pair[1]).norm().item()
+    assert moved[True] < 0.5 * moved[False]
+
+
+def test_with_the_guard_too_masks_batches_and_the_compiler_change_nothing() -> None:
+    shots = _features()
+    model, spoiled = PIRN(DIMS, replace(GUARDED, n_iters=2, num_layers=1)).fit(shots), _with_anomaly(shots)
+    mask = torch.arange(36).expand(4, -1) > 8
+    whole = model(spoiled.tokens, mask)["rgb"]
+    other = {m: torch.where(mask.unsqueeze(-1), t, 50.0) for m, t in spoiled.tokens.items()}
+    torch.testing.assert_close(model(other, mask)["rgb"][mask], whole[mask])
+    alone = model({m: t[2:3] for m, t in spoiled.tokens.items()}, mask[2:3])["rgb"]
+    torch.testing.assert_close(alone, whole[2:3], rtol=1e-4, atol=1e-5)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(spoiled.tokens, mask)["rgb"], whole)
+
+
+@pytest.mark.parametrize("aggregation", ["transport", "topk", "mean"])
+def test_the_guard_stands_before_every_aggregation(aggregation: str) -> None:
+    shots = _features()
+    model = PIRN(DIMS, replace(GUARDED, aggregation=aggregation)).fit(shots)
+    plain = PIRN(DIMS, replace(SMALL, aggregation=aggregation))
+    plain.load_state_dict(model.state_dict(), strict=False)
+    spoiled = _with_anomaly(shots)
+    one, other = (m.trace(spoiled.tokens, spoiled.mask)[0].prototypes["rgb"] for m in (model, plain))
+    assert (one - other).abs().max() > 1e-3

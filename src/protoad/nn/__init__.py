@@ -4,6 +4,7 @@ from protoad.nn.aggregation import GlobalMeanAggregate, TopKAggregate, Transport
 from protoad.nn.assignment import Assignment, LinearAssign, SigmoidAssign, SinkhornAssign, SoftmaxAssign
 from protoad.nn.cross_attention import GatedProtoCrossAttention
 from protoad.nn.graph import AlignedPrototypes, CrossModalPrototypeGAT
+from protoad.nn.guard import PrototypeGuard
 from protoad.nn.refinement import GRUPrototypeRefiner
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "GatedProtoCrossAttention",
     "GlobalMeanAggregate",
     "LinearAssign",
+    "PrototypeGuard",
     "SigmoidAssign",
     "SinkhornAssign",
     "SoftmaxAssign",
