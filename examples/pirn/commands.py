@@ -25,6 +25,7 @@ from pirn.inspection import PartSource, inspect_parts
 from pirn.inspector import Inspector
 from pirn.pictures import write_grid
 from pirn.preparation import parse_distances, prepare_all
+from pirn.reports import DetectionReport, EvaluationReport
 from pirn.studies import STUDIES
 from pirn.updating import update_category
 from pirn.watching import Watch
@@ -151,7 +152,9 @@ def detect(arguments: argparse.Namespace) -> None:
         )
     _check_writable(arguments.out)
     inspector = Inspector.load(arguments.checkpoint, category=arguments.category, weights=arguments.weights)
-    inspect_parts(inspector, _new_parts(arguments, inspector.pirn), arguments.out)
+    report = DetectionReport(inspector)
+    inspect_parts(inspector, _new_parts(arguments, inspector.pirn), arguments.out, report.add)
+    report.write(arguments.out / "report.html")
 
 
 def _new_parts(arguments: argparse.Namespace, pirn: PIRNDetector) -> Iterable[tuple[str, PartSource]]:

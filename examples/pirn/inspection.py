@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,12 @@ def read_and_inspect(inspector: Inspector, name: str, part: PartSource) -> Inspe
     return inspector(*read_part(part, unit=unit), name=name)
 
 
-def inspect_parts(inspector: Inspector, parts: Iterable[tuple[str, PartSource]], out: Path) -> list[dict[str, Any]]:
+def inspect_parts(
+    inspector: Inspector,
+    parts: Iterable[tuple[str, PartSource]],
+    out: Path,
+    observe: Callable[[Inspection], object] = lambda found: None,
+) -> list[dict[str, Any]]:
     """Writes scores.csv, scores.jsonl and overlays/NAME.png, and prints a line per part.
 
     All overlays share the detector's one scale, so a part's colours do not depend on what else is in the folder.
@@ -50,6 +55,7 @@ def inspect_parts(inspector: Inspector, parts: Iterable[tuple[str, PartSource]],
         inspector: to ask.
         parts: (name, part), taken one at a time.
         out: folder to write.
+        observe: gets every inspection as it passes.
 
     Returns:
         A row per part, see `row`.
@@ -60,6 +66,7 @@ def inspect_parts(inspector: Inspector, parts: Iterable[tuple[str, PartSource]],
             found = read_and_inspect(inspector, name, part)
             write_rgb(Path(staging) / f"{name}.png", overlay(inspector, found))
             rows.append(row(found))
+            observe(found)
             print(in_words(found), flush=True)
         # Moved when all parts are through: a broken file among them leaves nothing half done.
         (out / "overlays").mkdir(parents=True, exist_ok=True)
