@@ -11,10 +11,10 @@ from pathlib import Path
 from pirn.config import PIRNConfig
 from pirn.demo import run_demo
 from pirn.detector import CHECKPOINT_NAME, PIRNDetector, clear_snapshot
-from pirn.experiment import calibrate_category, read_shots, read_test, train_category
+from pirn.experiment import calibrate_category, open_test, read_shots, train_category
 from pirn.experiment import evaluate as evaluate_category
 from pirn.inspection import inspect_parts
-from pirn.pictures import write_grid
+from pirn.pictures import Gallery, write_grid
 from pirn.preparation import parse_distances, prepare_all
 from protoad.data import PrepareSettings, Sample, Source, list_prepared, load_sample, pair_files
 from protoad.encoders import FeatureCache
@@ -70,12 +70,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
         pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
         pirn.source = _source(arguments, pirn.source)
         shots = None if arguments.no_yardsticks else read_shots(pirn, arguments.root)
-        test = read_test(pirn.config, arguments.root, pirn.category, source=pirn.source)
-        metrics, prediction = evaluate_category(pirn, test, shots)
+        test = open_test(pirn.config, arguments.root, pirn.category, source=pirn.source)
+        gallery = Gallery()
+        metrics = evaluate_category(pirn, test, shots, gallery)
         for method, values in metrics.items():
             per_method.setdefault(method, {})[pirn.category] = values
         if arguments.out is not None:
-            write_grid(arguments.out / f"{pirn.category}.png", pirn.detector, test, prediction)
+            write_grid(arguments.out / f"{pirn.category}.png", pirn.detector, gallery)
     results = {method: summarise(values) for method, values in per_method.items()}
     print(format_table(results))
     if arguments.json is not None:

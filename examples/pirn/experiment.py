@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,23 +26,39 @@ from protoad.data import (
     random_copies,
     select_shots,
 )
-from protoad.detection import Detector, FeatureExtractor, Features, Prediction
+from protoad.detection import Features, Prediction
 from protoad.encoders import FeatureCache
 from protoad.errors import DataError
-from protoad.metrics import DetectionMetrics, evaluate_maps
+from protoad.metrics import DetectionMetrics, MetricsAccumulator
 
-__all__ = ["EvaluationSet", "calibrate_category", "evaluate", "predict", "read_shots", "read_test", "train_category"]
+__all__ = ["EvaluationSet", "Seen", "calibrate_category", "evaluate", "open_test", "read_shots", "train_category"]
 
 _CHUNK = 8
 
 
 class EvaluationSet(NamedTuple):
-    """The test parts of a category, prepared; `names`, `defects` and `labels` in the same order."""
+    """The test parts of a category, read one by one; `names`, `defects` and `labels` in the same order."""
 
-    parts: list[Prepared]
+    parts: Iterable[Prepared]
     names: list[str]
     defects: list[str]
     labels: list[int]
+
+
+class Seen(NamedTuple):
+    """A test part as it passes an evaluation.
+
+    Attributes:
+        part: what was looked at.
+        name, defect, label: of the part, as in the data set.
+        prediction: of PIRN, for this part alone: score (1), maps (1 y x).
+    """
+
+    part: Prepared
+    name: str
+    defect: str
+    label: int
+    prediction: Prediction
 
 
 def train_category(
@@ -73,7 +90,7 @@ def train_category(
     names = [train_set.names[index] for index in good]
     chosen = select_shots([f"{train_set.root / category / name}" for name in names], shots, seed=config.seed)
     pirn = PIRNDetector(config, category=category, source=_source(train_set, source), cache=cache)
-    parts = _prepared(train_set, [good[index] for index in chosen], config)
+    parts = list(_prepared(train_set, [good[index] for index in chosen], config))
     copies = random_copies(parts, config.augment, seed=config.seed)
     features = pirn.fit(parts + copies, [names[index] for index in chosen], folder=folder)
     return pirn, features.pick(torch.arange(len(parts)))
@@ -92,14 +109,14 @@ def read_shots(pirn: PIRNDetector, root: str | Path) -> Features:
             f"{train_set.root / pirn.category}: lacks {missing[0]}, which the detector was trained on; "
             "give the original root, or leave the yardsticks out with --no-yardsticks"
         )
-    return pirn.extractor(_prepared(train_set, [train_set.names.index(name) for name in pirn.shots], pirn.config))
+    return pirn.extractor(list(_prepared(train_set, map(train_set.names.index, pirn.shots), pirn.config)))
 
 
-def read_test(config: PIRNConfig, root: str | Path, category: str, *, source: Source = DEFAULT_SOURCE) -> EvaluationSet:
-    """Reads and prepares the test split of a category.
+def open_test(config: PIRNConfig, root: str | Path, category: str, *, source: Source = DEFAULT_SOURCE) -> EvaluationSet:
+    """Finds the test split of a category; its parts are read as `evaluate` goes through them, once.
 
     Raises:
-        DataError: for missing or damaged data, or parts that nobody labelled.
+        DataError: for missing data, or parts that nobody labelled; and while they are read, for damaged data.
     """
     test_set = _open(config, root, category, "test", source)
     if not test_set.labelled:
@@ -126,7 +143,8 @@ def calibrate_category(pirn: PIRNDetector, root: str | Path, false_reject_rate: 
         DataError: for missing or damaged data.
         CalibrationError: for too few parts for the rate.
     """
-    parts, names = [], []
+    parts: Iterable[Prepared] = ()
+    names: list[str] = []
     for split in ("train", "validation"):
         try:
             held_out = _open(pirn.config, root, pirn.category, split, pirn.source)
@@ -134,15 +152,18 @@ def calibrate_category(pirn: PIRNDetector, root: str | Path, false_reject_rate: 
             continue
         labels = zip(held_out.names, held_out.labels, strict=True)
         unseen = [i for i, (name, label) in enumerate(labels) if label == 0 and name not in pirn.shots]
-        parts += _prepared(held_out, unseen, pirn.config)
+        parts = chain(parts, _prepared(held_out, unseen, pirn.config))
         names += [held_out.names[i] for i in unseen]
-    if not parts:
+    if not names:
         raise DataError(
             f"{root}: holds no good part of {pirn.category} beyond the shots; add some to train or validation"
         )
-    for modalities in pirn.ways_to_look():
-        scores = predict(pirn.extractor, pirn.detector, parts, modalities).score.tolist()
-        pirn.calibrations["+".join(modalities)] = calibrate(scores, false_reject_rate=false_reject_rate, force=force)
+    scores: dict[tuple[str, ...], list[float]] = {modalities: [] for modalities in pirn.ways_to_look()}
+    for chunk in _chunks(parts, pirn):
+        for modalities, found in scores.items():
+            found += pirn.detector(pirn.extractor(chunk, modalities)).score.tolist()
+    for modalities, found in scores.items():
+        pirn.calibrations["+".join(modalities)] = calibrate(found, false_reject_rate=false_reject_rate, force=force)
     return names
 
 
@@ -158,40 +179,58 @@ def _source(parts: Dataset | PreparedSet, asked: Source) -> Source:
     return parts.source if isinstance(parts, PreparedSet) else asked
 
 
-def _prepared(parts: Dataset | PreparedSet, indices: Iterable[int], config: PIRNConfig) -> list[Prepared]:
+def _prepared(parts: Dataset | PreparedSet, indices: Iterable[int], config: PIRNConfig) -> Iterator[Prepared]:
+    """Some of the parts, read and prepared one by one."""
     if isinstance(parts, PreparedSet):
-        return [parts[index] for index in indices]
-    settings = config.preparation(parts.category)
-    return [prepare(parts[index], **asdict(settings)) for index in indices]
+        return (parts[index] for index in indices)
+    settings = asdict(config.preparation(parts.category))
+    return (prepare(parts[index], **settings) for index in indices)
 
 
-def predict(
-    extractor: FeatureExtractor,
-    detector: Detector,
-    parts: Sequence[Prepared],
-    modalities: Sequence[str] | None = None,
-) -> Prediction:
-    """Gives the prediction for any number of parts, a few at a time, by some modalities or all there are."""
-    chunks = [detector(extractor(parts[i : i + _CHUNK], modalities)) for i in range(0, len(parts), _CHUNK)]
-    maps = {name: torch.cat([chunk.maps[name] for chunk in chunks]) for name in chunks[0].maps}
-    return Prediction(torch.cat([chunk.score for chunk in chunks]), maps)
+def _chunks(parts: Iterable[Prepared], pirn: PIRNDetector) -> Iterator[list[Prepared]]:
+    """A few parts at a time; the features of the last few are forgotten, unless they are kept on disk."""
+    parts = iter(parts)
+    while chunk := list(islice(parts, _CHUNK)):
+        pirn.extractor.cache = FeatureCache(pirn.extractor.cache.folder)
+        yield chunk
 
 
 def evaluate(
-    pirn: PIRNDetector, test: EvaluationSet, shots: Features | None
-) -> tuple[dict[str, DetectionMetrics], Prediction]:
-    """Gives the metrics of PIRN, and of the yardsticks where their shots are given; and PIRN's prediction."""
-    prediction = predict(pirn.extractor, pirn.detector, test.parts)
-    predictions: dict[str, Prediction] = {"pirn": prediction}
+    pirn: PIRNDetector, test: EvaluationSet, shots: Features | None, observe: Callable[[Seen], None] | None = None
+) -> dict[str, DetectionMetrics]:
+    """Gives the metrics of PIRN, and of the yardsticks where their shots are given.
+
+    A few parts are in memory at a time: read, encoded once for all methods, measured, and let go.
+
+    Args:
+        pirn: a trained detector.
+        test: the parts.
+        shots: features of the good parts it was trained on.
+        observe: gets every part, in the order of the data set; what it keeps stays in memory.
+
+    Raises:
+        DataError: for damaged data.
+    """
+    detectors = {"pirn": pirn.detector}
     if shots is not None:
-        for name, rival in yardsticks(pirn.extractor, pirn.config).items():
-            predictions[name] = predict(pirn.extractor, rival.fit(shots), test.parts)
-    return _metrics(predictions, test), prediction
+        detectors |= {name: rival.fit(shots) for name, rival in yardsticks(pirn.extractor, pirn.config).items()}
+    metrics = {name: MetricsAccumulator() for name in detectors}
+    facts = zip(test.names, test.defects, test.labels, strict=True)
+    for chunk in _chunks(test.parts, pirn):
+        known = list(islice(facts, len(chunk)))
+        labels = np.array([label for _, _, label in known])
+        masks = torch.stack([part.mask for part in chunk]).numpy()
+        features = pirn.extractor(chunk)
+        predictions = {name: detector(features) for name, detector in detectors.items()}
+        for name, said in predictions.items():
+            metrics[name].update(said.score.numpy(), labels, said.maps["fused"].numpy(), masks)
+        if observe is not None:
+            for index, part in enumerate(chunk):
+                observe(Seen(part, *known[index], _one(predictions["pirn"], index)))
+    return {name: accumulator.compute() for name, accumulator in metrics.items()}
 
 
-def _metrics(predictions: Mapping[str, Prediction], test: EvaluationSet) -> dict[str, DetectionMetrics]:
-    masks = torch.stack([part.mask for part in test.parts]).numpy()
-    return {
-        name: evaluate_maps(prediction.score.numpy(), np.array(test.labels), prediction.maps["fused"].numpy(), masks)
-        for name, prediction in predictions.items()
-    }
+def _one(prediction: Prediction, index: int) -> Prediction:
+    """The prediction of one part, not as a view that keeps the others alive."""
+    maps = {name: heatmap[index : index + 1].clone() for name, heatmap in prediction.maps.items()}
+    return Prediction(prediction.score[index : index + 1].clone(), maps)
