@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pirn.conditions import Condition, conditions, imitate
 from pirn.detector import PIRNDetector
-from pirn.experiment import open_split, predict, prepared_parts
+from pirn.experiment import open_split, prepared_parts
 from protoad.calibration import Method, calibrate
 from protoad.data import Dataset, MissingSplitError, PreparedSet, random_copies
 from protoad.encoders import FeatureCache
@@ -90,7 +90,7 @@ def cross_calibrate_category(
             f"{root}: lacks {missing[0]}, which the detector was trained on; give the folder it was trained from"
         )
     indices = [train_set.names.index(name) for name in pirn.shots]
-    shots = prepared_parts(train_set, indices, pirn.config)
+    shots = list(prepared_parts(train_set, indices, pirn.config))
     scores: _Scores = {}
     members = []
     for left_out, index in enumerate(indices):
@@ -123,5 +123,5 @@ def _add_scores(scores: _Scores, pirn: PIRNDetector, parts: Dataset | PreparedSe
     for lost, similar in by_loss.items():
         imitations = imitate(part, lost, pirn.config.preparation(pirn.category), seed=index)
         for condition in similar if imitations else []:
-            found = predict(pirn.extractor, pirn.detector, imitations, condition.modalities).score
+            found = pirn.detector(pirn.extractor(imitations, condition.modalities)).score
             scores.setdefault(condition, []).append(float(found.max()))

@@ -20,10 +20,10 @@ from pirn.detector import (
     save_members,
 )
 from pirn.experiment import evaluate as evaluate_category
-from pirn.experiment import read_shots, read_test, train_category
+from pirn.experiment import open_test, read_shots, train_category
 from pirn.inspection import PartSource, inspect_parts
 from pirn.inspector import Inspector
-from pirn.pictures import write_grid
+from pirn.pictures import Gallery, write_grid
 from pirn.preparation import parse_distances, prepare_all
 from pirn.reports import DetectionReport, EvaluationReport
 from pirn.studies import STUDIES
@@ -83,12 +83,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
         pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
         pirn.source = _source(arguments, pirn.source)
         shots = None if arguments.no_yardsticks else read_shots(pirn, arguments.root)
-        test = read_test(pirn.config, arguments.root, pirn.category, source=pirn.source)
-        metrics, prediction = evaluate_category(pirn, test, shots)
+        test = open_test(pirn.config, arguments.root, pirn.category, source=pirn.source)
+        gallery, report = Gallery(), EvaluationReport(pirn)
+        pictures = () if arguments.out is None else (gallery, report)
+        metrics = evaluate_category(pirn, test, shots, *pictures)
         for method, values in metrics.items():
             per_method.setdefault(method, {})[pirn.category] = values
         if arguments.out is not None:
-            write_grid(arguments.out / f"{pirn.category}.png", pirn.detector, test, prediction)
+            write_grid(arguments.out / f"{pirn.category}.png", pirn.detector, gallery)
+            report.write(arguments.out / f"{pirn.category}.html", metrics)
     results = {method: summarise(values) for method, values in per_method.items()}
     print(format_table(results))
     if arguments.json is not None:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 
 from pirn.config import PIRNConfig
-from pirn.experiment import evaluate, read_test, train_category
-from pirn.pictures import Highlight, highlight, write_grid, write_overview
+from pirn.experiment import evaluate, open_test, train_category
+from pirn.pictures import Gallery, Highlight, highlight, write_grid, write_overview
 from protoad.data import DEFECT_TYPES, PART_TYPES, write_dataset
 from protoad.errors import ConfigError, DataError
 from protoad.metrics import DetectionMetrics
@@ -110,9 +110,9 @@ def _run(job: _Job) -> tuple[dict[str, DetectionMetrics], Highlight]:
     )
     pirn, shots = train_category(job.config, job.out / "data", job.part, _SHOTS)
     pirn.save(job.out / job.part)
-    test = read_test(job.config, job.out / "data", job.part)
-    metrics, prediction = evaluate(pirn, test, shots)
-    write_grid(job.out / f"{job.part}.png", pirn.detector, test, prediction)
+    gallery = Gallery()
+    metrics = evaluate(pirn, open_test(job.config, job.out / "data", job.part), shots, gallery)
+    write_grid(job.out / f"{job.part}.png", pirn.detector, gallery)
     # another kind of defect for each part, so that the overview shows them all
     defect = DEFECT_TYPES[PART_TYPES.index(job.part) % len(DEFECT_TYPES)]
-    return metrics, highlight(pirn.detector, test, prediction, defect=defect)
+    return metrics, highlight(pirn.detector, gallery, defect=defect)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,19 +24,19 @@ from protoad.data import (
     random_copies,
     select_shots,
 )
-from protoad.detection import Detector, FeatureExtractor, Features, Prediction
+from protoad.detection import Features, Prediction
 from protoad.encoders import FeatureCache
 from protoad.errors import DataError
-from protoad.metrics import DetectionMetrics, evaluate_maps
+from protoad.metrics import DetectionMetrics, MetricsAccumulator
 
 __all__ = [
     "EvaluationSet",
+    "Seen",
     "evaluate",
     "open_split",
-    "predict",
+    "open_test",
     "prepared_parts",
     "read_shots",
-    "read_test",
     "train_category",
 ]
 
@@ -43,12 +44,28 @@ _CHUNK = 8
 
 
 class EvaluationSet(NamedTuple):
-    """The test parts of a category, prepared; `names`, `defects` and `labels` in the same order."""
+    """The test parts of a category, read one by one; `names`, `defects` and `labels` in the same order."""
 
-    parts: list[Prepared]
+    parts: Iterable[Prepared]
     names: list[str]
     defects: list[str]
     labels: list[int]
+
+
+class Seen(NamedTuple):
+    """A test part as it passes an evaluation.
+
+    Attributes:
+        part: what was looked at.
+        name, defect, label: of the part, as in the data set.
+        prediction: of PIRN, for this part alone: score (1), maps (1 y x).
+    """
+
+    part: Prepared
+    name: str
+    defect: str
+    label: int
+    prediction: Prediction
 
 
 def train_category(
@@ -80,7 +97,7 @@ def train_category(
     names = [train_set.names[index] for index in good]
     chosen = select_shots([f"{train_set.root / category / name}" for name in names], shots, seed=config.seed)
     pirn = PIRNDetector(config, category=category, source=_source(train_set, source), cache=cache)
-    parts = prepared_parts(train_set, [good[index] for index in chosen], config)
+    parts = list(prepared_parts(train_set, [good[index] for index in chosen], config))
     copies = random_copies(parts, config.augment, seed=config.seed)
     features = pirn.fit(parts + copies, [names[index] for index in chosen], folder=folder)
     return pirn, features.pick(torch.arange(len(parts)))
@@ -99,14 +116,14 @@ def read_shots(pirn: PIRNDetector, root: str | Path) -> Features:
             f"{train_set.root / pirn.category}: lacks {missing[0]}, which the detector was trained on; "
             "give the original root, or leave the yardsticks out with --no-yardsticks"
         )
-    return pirn.extractor(prepared_parts(train_set, [train_set.names.index(name) for name in pirn.shots], pirn.config))
+    return pirn.extractor(list(prepared_parts(train_set, map(train_set.names.index, pirn.shots), pirn.config)))
 
 
-def read_test(config: PIRNConfig, root: str | Path, category: str, *, source: Source = DEFAULT_SOURCE) -> EvaluationSet:
-    """Reads and prepares the test split of a category.
+def open_test(config: PIRNConfig, root: str | Path, category: str, *, source: Source = DEFAULT_SOURCE) -> EvaluationSet:
+    """Finds the test split of a category; its parts are read as `evaluate` goes through them, once.
 
     Raises:
-        DataError: for missing or damaged data, or parts that nobody labelled.
+        DataError: for missing data, or parts that nobody labelled; and while they are read, for damaged data.
     """
     test_set = open_split(config, root, category, "test", source)
     if not test_set.labelled:
@@ -129,41 +146,59 @@ def _source(parts: Dataset | PreparedSet, asked: Source) -> Source:
     return parts.source if isinstance(parts, PreparedSet) else asked
 
 
-def prepared_parts(parts: Dataset | PreparedSet, indices: Iterable[int], config: PIRNConfig) -> list[Prepared]:
-    """Some parts of a split, prepared for a detector of this configuration."""
+def prepared_parts(parts: Dataset | PreparedSet, indices: Iterable[int], config: PIRNConfig) -> Iterator[Prepared]:
+    """Some parts of a split, read and prepared one by one for a detector of this configuration."""
     if isinstance(parts, PreparedSet):
-        return [parts[index] for index in indices]
-    settings = config.preparation(parts.category)
-    return [prepare(parts[index], **asdict(settings)) for index in indices]
+        return (parts[index] for index in indices)
+    settings = asdict(config.preparation(parts.category))
+    return (prepare(parts[index], **settings) for index in indices)
 
 
-def predict(
-    extractor: FeatureExtractor,
-    detector: Detector,
-    parts: Sequence[Prepared],
-    modalities: Sequence[str] | None = None,
-) -> Prediction:
-    """Gives the prediction for any number of parts, a few at a time, by some modalities or all there are."""
-    chunks = [detector(extractor(parts[i : i + _CHUNK], modalities)) for i in range(0, len(parts), _CHUNK)]
-    maps = {name: torch.cat([chunk.maps[name] for chunk in chunks]) for name in chunks[0].maps}
-    return Prediction(torch.cat([chunk.score for chunk in chunks]), maps)
+def _chunks(parts: Iterable[Prepared], pirn: PIRNDetector) -> Iterator[list[Prepared]]:
+    """A few parts at a time; the features of the last few are forgotten, unless they are kept on disk."""
+    parts = iter(parts)
+    while chunk := list(islice(parts, _CHUNK)):
+        pirn.extractor.cache = FeatureCache(pirn.extractor.cache.folder)
+        yield chunk
 
 
 def evaluate(
-    pirn: PIRNDetector, test: EvaluationSet, shots: Features | None
-) -> tuple[dict[str, DetectionMetrics], Prediction]:
-    """Gives the metrics of PIRN, and of the yardsticks where their shots are given; and PIRN's prediction."""
-    prediction = predict(pirn.extractor, pirn.detector, test.parts)
-    predictions: dict[str, Prediction] = {"pirn": prediction}
+    pirn: PIRNDetector, test: EvaluationSet, shots: Features | None, *observers: Callable[[Seen], None]
+) -> dict[str, DetectionMetrics]:
+    """Gives the metrics of PIRN, and of the yardsticks where their shots are given.
+
+    A few parts are in memory at a time: read, encoded once for all methods, measured, and let go.
+
+    Args:
+        pirn: a trained detector.
+        test: the parts.
+        shots: features of the good parts it was trained on.
+        observers: get every part, in the order of the data set; what they keep stays in memory.
+
+    Raises:
+        DataError: for damaged data.
+    """
+    detectors = {"pirn": pirn.detector}
     if shots is not None:
-        for name, rival in yardsticks(pirn.extractor, pirn.config).items():
-            predictions[name] = predict(pirn.extractor, rival.fit(shots), test.parts)
-    return _metrics(predictions, test), prediction
+        detectors |= {name: rival.fit(shots) for name, rival in yardsticks(pirn.extractor, pirn.config).items()}
+    metrics = {name: MetricsAccumulator() for name in detectors}
+    facts = zip(test.names, test.defects, test.labels, strict=True)
+    for chunk in _chunks(test.parts, pirn):
+        known = list(islice(facts, len(chunk)))
+        labels = np.array([label for _, _, label in known])
+        masks = torch.stack([part.mask for part in chunk]).numpy()
+        features = pirn.extractor(chunk)
+        predictions = {name: detector(features) for name, detector in detectors.items()}
+        for name, said in predictions.items():
+            metrics[name].update(said.score.numpy(), labels, said.maps["fused"].numpy(), masks)
+        for index, part in enumerate(chunk):
+            seen = Seen(part, *known[index], _one(predictions["pirn"], index))
+            for observe in observers:
+                observe(seen)
+    return {name: accumulator.compute() for name, accumulator in metrics.items()}
 
 
-def _metrics(predictions: Mapping[str, Prediction], test: EvaluationSet) -> dict[str, DetectionMetrics]:
-    masks = torch.stack([part.mask for part in test.parts]).numpy()
-    return {
-        name: evaluate_maps(prediction.score.numpy(), np.array(test.labels), prediction.maps["fused"].numpy(), masks)
-        for name, prediction in predictions.items()
-    }
+def _one(prediction: Prediction, index: int) -> Prediction:
+    """The prediction of one part, not as a view that keeps the others alive."""
+    maps = {name: heatmap[index : index + 1].clone() for name, heatmap in prediction.maps.items()}
+    return Prediction(prediction.score[index : index + 1].clone(), maps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,31 +10,38 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from pirn.experiment import EvaluationSet
-from protoad.data import Prepared, write_rgb
-from protoad.detection import Detector, Prediction
+from pirn.experiment import Seen
+from protoad.data import write_rgb
+from protoad.detection import Detector
 from protoad.viz import GridRow, sample_grid
 
-__all__ = ["Highlight", "highlight", "to_picture", "write_grid", "write_overview"]
+__all__ = ["Gallery", "Highlight", "highlight", "to_picture", "write_grid", "write_overview"]
 
 _COLUMNS = {"rgb_map": "rgb", "normals_map": "normals", "fused_map": "fused"}
 
 
-def write_grid(
-    path: Path, detector: Detector, test: EvaluationSet, prediction: Prediction, *, per_defect: int = 1
-) -> None:
+class Gallery:
+    """Keeps the first test part of each kind of defect, and the first good one, as they pass an evaluation."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, Seen] = {}
+
+    def __call__(self, seen: Seen) -> None:
+        """Looks at a part; this is what `evaluate` calls."""
+        self.first.setdefault(seen.defect, seen)
+
+
+def write_grid(path: Path, detector: Detector, gallery: Gallery) -> None:
     """Writes a grid: a row per part, from each kind of defect and from the good ones, heatmaps on the global scale.
 
     Args:
         path: of the PNG.
         detector: whose scale the heatmaps are drawn on.
-        test: the parts.
-        prediction: for them.
-        per_defect: rows for each kind of defect, the first ones of the test split.
+        gallery: that observed the evaluation.
     """
-    chosen = [index for kind in dict.fromkeys(test.defects) for index in _first(test.defects, kind, per_defect)]
-    rows = [_row(f"{test.defects[i]} {float(prediction.score[i]):.1f}", test.parts[i], prediction, i) for i in chosen]
-    present = [column for column, name in _COLUMNS.items() if name in prediction.maps]
+    parts = list(gallery.first.values())
+    rows = [_row(f"{seen.defect} {float(seen.prediction.score):.1f}", seen) for seen in parts]
+    present = [column for column, name in _COLUMNS.items() if name in parts[0].prediction.maps]
     limits = {column: detector.heatmap_range(_COLUMNS[column]) for column in present}
     write_rgb(path, sample_grid(rows, columns=["rgb", "normals", *present, "mask"], limits=limits))
 
@@ -46,11 +53,11 @@ class Highlight(NamedTuple):
     limits: dict[str, tuple[float, float]]
 
 
-def highlight(detector: Detector, test: EvaluationSet, prediction: Prediction, *, defect: str) -> Highlight:
+def highlight(detector: Detector, gallery: Gallery, *, defect: str) -> Highlight:
     """Gives the first part with a kind of defect as a row of the overview."""
-    (index,) = _first(test.defects, defect, 1)
-    limits = {column: detector.heatmap_range(name) for column, name in _COLUMNS.items() if name in prediction.maps}
-    return Highlight(_row(defect, test.parts[index], prediction, index), limits)
+    seen = gallery.first[defect]
+    limits = {column: detector.heatmap_range(name) for column, name in _COLUMNS.items() if name in seen.prediction.maps}
+    return Highlight(_row(defect, seen), limits)
 
 
 def write_overview(path: Path, highlights: Mapping[str, Highlight]) -> None:
@@ -69,14 +76,9 @@ def write_overview(path: Path, highlights: Mapping[str, Highlight]) -> None:
     write_rgb(path, sample_grid(rows, columns=["rgb", "normals", *limits, "mask"], limits=limits))
 
 
-def _first(defects: Sequence[str], kind: str, count: int) -> list[int]:
-    return [index for index, defect in enumerate(defects) if defect == kind][:count]
-
-
-def _row(label: str, part: Prepared, prediction: Prediction, index: int) -> GridRow:
-    maps = {
-        column: prediction.maps[name][index].numpy() for column, name in _COLUMNS.items() if name in prediction.maps
-    }
+def _row(label: str, seen: Seen) -> GridRow:
+    part, heatmaps = seen.part, seen.prediction.maps
+    maps = {column: heatmaps[name][0].numpy() for column, name in _COLUMNS.items() if name in heatmaps}
     return GridRow(
         label=label, rgb=to_picture(part.rgb), normals=to_picture(part.normals), mask=part.mask.numpy(), **maps
     )

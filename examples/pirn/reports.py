@@ -15,7 +15,7 @@ from pirn.inspector import Inspection, Inspector
 from pirn.pictures import to_picture
 from protoad.calibration import Calibration
 from protoad.html_report import Curve, HTMLReport
-from protoad.metrics import DetectionMetrics, MetricsAccumulator
+from protoad.metrics import DetectionMetrics, MetricsAccumulator, roc_curve
 from protoad.scoring import FUSED
 from protoad.viz import foreground_overlay, heatmap_overlay
 
@@ -69,10 +69,15 @@ class EvaluationReport:
     def __init__(self, pirn: PIRNDetector) -> None:
         self.pirn = pirn
         self._report = _report(pirn, f"{pirn.category}: test parts")
+        self._accumulator = MetricsAccumulator()
+        self._scores: list[float] = []
+        self._labels: list[int] = []
         self._rejected: dict[bool, list[bool]] = {True: [], False: []}  # by defective
 
     def __call__(self, seen: Seen) -> None:
         """Takes in a part."""
+        maps, mask = seen.prediction.maps[FUSED].numpy(), seen.part.mask[None].numpy()
+        self._accumulator.update(seen.prediction.score.numpy(), np.array([seen.label]), maps, mask)
         picture, score = to_picture(seen.part.rgb), float(seen.prediction.score[0])
         pictures = {"colour": picture, "normals": to_picture(seen.part.normals)}
         for name, heatmap in seen.prediction.maps.items():
@@ -81,6 +86,8 @@ class EvaluationReport:
                 pictures[f"{name} scores"] = heatmap_overlay(picture, heatmap[0].numpy(), vmin=low, vmax=high)
         if seen.label:
             pictures["truth"] = foreground_overlay(picture, seen.part.mask.numpy())
+        self._scores.append(score)
+        self._labels.append(seen.label)
         calibration = _usual(self.pirn)
         verdict = None if calibration is None or calibration.method == "cross" else calibration(score)
         if verdict is not None:
@@ -95,48 +102,39 @@ class EvaluationReport:
             reject=None if verdict is None else verdict.reject,
         )
 
-    def write(self, path: Path, metrics: Mapping[str, DetectionMetrics], accumulator: MetricsAccumulator) -> None:
+    def write(self, path: Path, metrics: Mapping[str, DetectionMetrics]) -> None:
         """Writes the file.
 
         Args:
             path: of the file.
             metrics: method -> what it reached.
-            accumulator: of PIRN, for the curves.
         """
         reached = metrics["pirn"]
-        curves = []
-        if np.isfinite(reached.image_auroc):
-            roc = accumulator.roc_curve(max_points=_MAX_POINTS)
-            rates = [float(np.mean(self._rejected[kind])) for kind in (False, True) if self._rejected[kind]]
-            curves.append(
-                Curve(
-                    "ROC",
-                    roc.false_positive_rate,
-                    roc.true_positive_rate,
-                    "good parts rejected",
-                    "defective parts rejected",
-                    area=reached.image_auroc,
-                    point=(rates[0], rates[1]) if len(rates) == 2 else None,
-                )
-            )
+        curves = [self._roc(reached.image_auroc)] if np.isfinite(reached.image_auroc) else []
         if np.isfinite(reached.aupro):
-            pro = accumulator.pro_curve(max_points=_MAX_POINTS)
-            curves.append(
-                Curve(
-                    "PRO",
-                    pro.false_positive_rate,
-                    pro.overlap,
-                    "good surface marked",
-                    "defects covered",
-                    area=reached.aupro,
-                    x_limit=_PRO_LIMIT,
-                )
-            )
+            curves.append(self._pro(reached.aupro))
         table = {
             method: {heading: getattr(values, name) for name, heading in _METRICS.items()}
             for method, values in metrics.items()
         }
         self._report.write(path, metrics=table, curves=curves)
+
+    def _roc(self, area: float) -> Curve:
+        roc = roc_curve(np.array(self._scores), np.array(self._labels), max_points=_MAX_POINTS)
+        rates = [float(np.mean(self._rejected[kind])) for kind in (False, True) if self._rejected[kind]]
+        return Curve(
+            "ROC",
+            roc.fpr,
+            roc.tpr,
+            "good parts rejected",
+            "defective parts rejected",
+            area=area,
+            point=(rates[0], rates[1]) if len(rates) == 2 else None,
+        )
+
+    def _pro(self, area: float) -> Curve:
+        pro = self._accumulator.pro_curve(max_points=_MAX_POINTS)
+        return Curve("PRO", pro.fpr, pro.pro, "good surface marked", "defects covered", area=area, x_limit=_PRO_LIMIT)
 
 
 def _report(pirn: PIRNDetector, title: str) -> HTMLReport:

@@ -73,7 +73,7 @@ def update_category(
         )
     old = copy.deepcopy(dict(pirn.model.prototypes))
     pirn.shots = [*pirn.shots, *added]
-    parts = prepared_parts(train_set, [train_set.names.index(name) for name in pirn.shots], pirn.config)
+    parts = list(prepared_parts(train_set, map(train_set.names.index, pirn.shots), pirn.config))
     features = pirn.extractor.fit(parts, encoders=False)(parts)
     pirn.model.fine_tune(features, epochs)
     pirn.detector.fit_score(features)
