@@ -6,19 +6,24 @@ import argparse
 import os
 from collections.abc import Iterable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
+from pirn.categories import TrainJob, fail_after, train_all
 from pirn.config import PIRNConfig
 from pirn.demo import run_demo
-from pirn.detector import CHECKPOINT_NAME, PIRNDetector, clear_snapshot
-from pirn.experiment import calibrate_category, read_shots, read_test, train_category
+from pirn.detector import CHECKPOINT_NAME, PIRNDetector
+from pirn.experiment import calibrate_category, read_shots, read_test
 from pirn.experiment import evaluate as evaluate_category
 from pirn.inspection import inspect_parts
 from pirn.pictures import write_grid
 from pirn.preparation import parse_distances, prepare_all
+from pirn.processes import count_workers, run_each
 from protoad.data import PrepareSettings, Sample, Source, list_prepared, load_sample, pair_files
+from protoad.distributed import is_first
 from protoad.encoders import FeatureCache
-from protoad.errors import CheckpointError, ConfigError, DataError, TrainingError
+from protoad.errors import CheckpointError, ConfigError, DataError, ProtoadError
+from protoad.metrics import DetectionMetrics
 from protoad.report import format_table, summarise, write_json
 
 __all__ = ["calibrate", "demo", "detect", "evaluate", "prepare", "train"]
@@ -30,56 +35,58 @@ def demo(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """`pirn train`: one checkpoint per category, written when its training is done."""
+    """`pirn train`: one checkpoint per category, written when its training is done; one that is there is kept."""
     config = PIRNConfig(**{spec.name: getattr(arguments, spec.name) for spec in fields(PIRNConfig)})
     if arguments.faithful:
         config = config.faithful()
     source = Source.of(arguments.dataset, arguments.option)
     categories = list_prepared(arguments.root) or source.categories(arguments.root)
-    _check_writable(arguments.out)
-    for category in categories if arguments.category == ["all"] else arguments.category:
-        folder = arguments.out / category
-        cache = FeatureCache(arguments.cache)
-        try:
-            pirn, _ = train_category(
-                config, arguments.root, category, arguments.shots, source=source, cache=cache, folder=folder
-            )
-        except TrainingError:
-            clear_snapshot(folder)  # going on from there would end in the same
-            raise
-        path = pirn.save(folder)
-        last = pirn.model.history[-1]
-        print(
-            f"{category}: {len(pirn.shots)} shots, {len(pirn.model.history)} epochs, loss {last['loss']:.4f}, "
-            f"leak {last['leak']:.3f}{_watched(last)} -> {path}"
-        )
-
-
-def _watched(figures: dict[str, float]) -> str:
-    """Gates and prototype displacement per layer, as text."""
-    shown = [f"{name} {value:.3f}" for name, value in figures.items() if name.startswith(("gate", "displacement"))]
-    return f", {', '.join(shown)}" if shown else ""
+    chosen = categories if arguments.category == ["all"] else list(dict.fromkeys(arguments.category))
+    if not chosen:
+        raise DataError(f"{arguments.root}: holds no category; give the folder above them, or check --dataset")
+    group, common = arguments.process_group, (config, arguments.root, arguments.shots, source, arguments.cache)
+    if group is not None and arguments.jobs is not None:
+        raise ConfigError("jobs: the processes are those of torchrun, which train one category after the other")
+    if is_first(group):
+        _check_writable(arguments.out)
+    jobs = [TrainJob(name, *common, arguments.out, arguments.device, arguments.retrain) for name in chosen]
+    workers = count_workers(arguments.jobs, arguments.device, len(jobs)) if group is None else None
+    train_all(jobs, workers=workers, process_group=group)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """`pirn evaluate`: a table per category and the mean, and the same as JSON."""
     if arguments.out is not None:
         _check_writable(arguments.out)
+    folders = _checkpoints(arguments.checkpoint)
+    workers = count_workers(arguments.jobs, arguments.device, len(folders))
+    evaluated = run_each(partial(_evaluate_one, arguments), folders, workers=workers, device=arguments.device)
+    outcomes = dict(zip([folder.name for folder in folders], evaluated, strict=True))
     per_method: dict[str, dict] = {}
-    for folder in _checkpoints(arguments.checkpoint):
-        pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
-        pirn.source = _source(arguments, pirn.source)
-        shots = None if arguments.no_yardsticks else read_shots(pirn, arguments.root)
-        test = read_test(pirn.config, arguments.root, pirn.category, source=pirn.source)
-        metrics, prediction = evaluate_category(pirn, test, shots)
+    for outcome in outcomes.values():
+        if isinstance(outcome, ProtoadError):
+            continue
+        category, metrics = outcome
         for method, values in metrics.items():
-            per_method.setdefault(method, {})[pirn.category] = values
-        if arguments.out is not None:
-            write_grid(arguments.out / f"{pirn.category}.png", pirn.detector, test, prediction)
-    results = {method: summarise(values) for method, values in per_method.items()}
-    print(format_table(results))
-    if arguments.json is not None:
-        write_json(arguments.json, results)
+            per_method.setdefault(method, {})[category] = values
+    if per_method:
+        results = {method: summarise(values) for method, values in per_method.items()}
+        print(format_table(results))
+        if arguments.json is not None:
+            write_json(arguments.json, results)
+    fail_after(outcomes)
+
+
+def _evaluate_one(arguments: argparse.Namespace, folder: Path) -> tuple[str, dict[str, DetectionMetrics]]:
+    """Category and metrics of one checkpoint."""
+    pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
+    pirn.to(arguments.device).source = _source(arguments, pirn.source)
+    shots = None if arguments.no_yardsticks else read_shots(pirn, arguments.root)
+    test = read_test(pirn.config, arguments.root, pirn.category, source=pirn.source)
+    metrics, prediction = evaluate_category(pirn, test, shots)
+    if arguments.out is not None:
+        write_grid(arguments.out / f"{pirn.category}.png", pirn.detector, test, prediction)
+    return pirn.category, metrics
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
@@ -88,7 +95,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
     for folder in _checkpoints(arguments.checkpoint):
         _check_writable(folder)
         pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
-        pirn.source = _source(arguments, pirn.source)
+        pirn.to(arguments.device).source = _source(arguments, pirn.source)
         names = calibrate_category(pirn, arguments.root, arguments.false_reject_rate, force=arguments.force)
         calibrated.append((folder, pirn, names))
     for folder, pirn, names in calibrated:
@@ -120,7 +127,7 @@ def detect(arguments: argparse.Namespace) -> None:
     if arguments.category is None and len(found) > 1:
         raise ConfigError(f"{arguments.checkpoint}: holds {', '.join(found)}; choose one with --category")
     pirn = PIRNDetector.load(found[arguments.category or next(iter(found))], weights=arguments.weights)
-    inspect_parts(pirn, _new_parts(arguments, pirn), arguments.out)
+    inspect_parts(pirn.to(arguments.device), _new_parts(arguments, pirn), arguments.out)
 
 
 def _new_parts(arguments: argparse.Namespace, pirn: PIRNDetector) -> Iterable[tuple[str, Sample]]:

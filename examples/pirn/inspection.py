@@ -43,7 +43,7 @@ def inspect_parts(pirn: PIRNDetector, parts: Iterable[tuple[str, Sample]], out: 
         for name, sample in parts:
             prepared = prepare(sample, **asdict(pirn.config.preparation(pirn.category)))
             pirn.extractor.cache = FeatureCache()  # a part is looked at once: its features need no keeping
-            prediction = pirn.detector(pirn.extractor([prepared]))
+            prediction = pirn.detector(pirn.extractor([prepared])).cpu()
             write_rgb(Path(staging) / f"{name}.png", _overlay(pirn, prepared, prediction))
             rows.append({"name": name, **_figures(pirn, prediction)})
             print(f"{name}: {_in_words(rows[-1])}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool2d
 
 from protoad.data.prepare import Prepared
+from protoad.distributed import Group
 from protoad.encoders import Encoder, FeatureCache
 from protoad.errors import DataError
 from protoad.scoring import FUSED, ResidualScore, anomaly_map, image_score
@@ -44,6 +46,10 @@ class Prediction(NamedTuple):
 
     score: Tensor
     maps: dict[str, Tensor]
+
+    def cpu(self) -> Prediction:
+        """Gives the same on the CPU."""
+        return Prediction(self.score.cpu(), {name: heatmap.cpu() for name, heatmap in self.maps.items()})
 
 
 class Reconstructor(nn.Module):
@@ -89,23 +95,28 @@ class FeatureExtractor(nn.Module):
             raise DataError(f"encoders: expected one token grid for all modalities, got {grids}")
         self.grid = next(iter(grids.values()))
 
-    def fit(self, parts: Sequence[Prepared]) -> FeatureExtractor:
-        """Gives the encoders the statistics of the shots; pretrained ones take none."""
+    @property
+    def device(self) -> torch.device:
+        """Where the encoders are, and the features they give."""
+        return next(chain(self.parameters(), self.buffers()), torch.empty(0)).device
+
+    def fit(self, parts: Sequence[Prepared], process_group: Group = None) -> FeatureExtractor:
+        """Gives the encoders the statistics of the shots, which processes may share; pretrained ones take none."""
         mask = self.token_mask(parts)
         for modality, encoder in self.encoders.items():
-            encoder.fit(_images(parts, modality), mask)
+            encoder.fit(self._images(parts, modality), mask, process_group)
         return self
 
     def token_mask(self, parts: Sequence[Prepared]) -> Tensor:
         """Gives (b n) bool: a token counts if any of its pixels is foreground. A part of which none is counts whole."""
-        foreground = torch.stack([part.foreground for part in parts])
+        foreground = torch.stack([part.foreground for part in parts]).to(self.device)
         if not self.foreground:
             foreground = torch.ones_like(foreground)
         tokens = adaptive_max_pool2d(foreground.float().unsqueeze(1), self.grid).flatten(1) > 0
         return tokens | ~tokens.any(1, keepdim=True)
 
     def forward(self, parts: Sequence[Prepared], modalities: Sequence[str] | None = None) -> Features:
-        """Gives the `Features` of prepared parts.
+        """Gives the `Features` of prepared parts, on the device of the encoders.
 
         Args:
             parts: what was seen.
@@ -119,12 +130,11 @@ class FeatureExtractor(nn.Module):
             raise DataError(
                 f"modalities: expected some of {', '.join(self.encoders)}, got {', '.join(chosen) or 'none'}"
             )
-        tokens = {m: self.cache.encode(self.encoders[m], _images(parts, m)) for m in chosen}
+        tokens = {m: self.cache.encode(self.encoders[m], self._images(parts, m)) for m in chosen}
         return Features(tokens, self.token_mask(parts))
 
-
-def _images(parts: Sequence[Prepared], modality: str) -> Tensor:
-    return torch.stack([getattr(part, modality) for part in parts])
+    def _images(self, parts: Sequence[Prepared], modality: str) -> Tensor:
+        return torch.stack([getattr(part, modality) for part in parts]).to(self.device)
 
 
 class Detector(nn.Module):
