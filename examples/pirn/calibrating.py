@@ -95,10 +95,10 @@ def cross_calibrate_category(
     members = []
     for left_out, index in enumerate(indices):
         others = [i for i in range(len(shots)) if i != left_out]
-        member = PIRNDetector(pirn.config, category=pirn.category, source=pirn.source)
+        member = PIRNDetector(pirn.config, category=pirn.category, source=pirn.source).to(pirn.extractor.device)
         parts = [shots[i] for i in others]
         copies = random_copies(parts, pirn.config.augment, seed=pirn.config.seed)
-        member.fit(parts + copies, [pirn.shots[i] for i in others])
+        member.fit(parts, [pirn.shots[i] for i in others], copies=copies)
         _add_scores(scores, member, train_set, index)
         members.append(member)
     _keep(pirn, scores, false_reject_rate, "cross", force=force)

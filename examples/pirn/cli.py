@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,9 +15,11 @@ import protoad
 from pirn import commands
 from pirn.checking import run_check
 from pirn.config import PIRNConfig
+from pirn.processes import choose_device, deterministic, show_plainly
 from pirn.studies import STUDIES
-from protoad.data import DATASETS, DataWarning
-from protoad.errors import ProtoadError
+from protoad.data import DATASETS
+from protoad.distributed import join
+from protoad.errors import ConfigError, ProtoadError
 
 __all__ = ["main"]
 
@@ -28,8 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; gives 0, 2 after one sentence on stderr when input is at fault, or 130 when interrupted."""
     arguments = _parser().parse_args(argv)
     try:
-        with warnings.catch_warnings():
-            _show_plainly()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            show_plainly()
+            stack.enter_context(deterministic(getattr(arguments, "deterministic", False)))
+            arguments.device = choose_device(getattr(arguments, "device", "cpu"))
+            arguments.process_group = stack.enter_context(join(arguments.device))
+            if arguments.process_group is not None and arguments.run is not commands.train:
+                raise ConfigError("only pirn train runs in several processes; start this command without torchrun")
             arguments.run(arguments)
     except ProtoadError as error:
         print(f"pirn: {error}", file=sys.stderr)
@@ -38,19 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("pirn: interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def _show_plainly() -> None:
-    """Makes a warning about data one sentence, without the line of code that raised it."""
-    usual = warnings.showwarning
-
-    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-        if issubclass(category, DataWarning):
-            print(f"pirn: warning: {message}", file=sys.stderr)
-        else:
-            usual(message, category, *place, **more)
-
-    warnings.showwarning = show
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,6 +119,11 @@ def _add_train(subparsers: Any) -> None:
     parser.add_argument(
         "--faithful", action="store_true", help="the paper's settings; overrides the flags they concern"
     )
+    parser.add_argument(
+        "--retrain", action="store_true", help="replace checkpoints that are there, instead of keeping them"
+    )
+    _add_jobs(parser)
+    _add_device(parser)
     _add_cache(parser)
     _add_config(parser)
 
@@ -135,6 +136,8 @@ def _add_evaluate(subparsers: Any) -> None:
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table as JSON")
     parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="write a grid of pictures per category")
     parser.add_argument("--no-yardsticks", action="store_true", help="PIRN alone; needs no training parts")
+    _add_jobs(parser)
+    _add_device(parser)
     _add_cache(parser)
     _add_weights(parser)
 
@@ -155,6 +158,7 @@ def _add_calibrate(subparsers: Any) -> None:
         "turn: as many detectors to ask, and twice the rate is promised (default: split)",
     )
     parser.add_argument("--force", action="store_true", help="go on with too few parts: then nothing is rejected")
+    _add_device(parser)
     _add_dataset(parser, None)
     _add_cache(parser)
     _add_weights(parser)
@@ -172,6 +176,7 @@ def _add_detect(subparsers: Any) -> None:
     parser.add_argument("--root", type=Path, default=None, metavar="DIR", help="or: a data set, for its test split")
     _add_dataset(parser, None)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for scores and overlays")
+    _add_device(parser)
     _add_weights(parser)
 
 
@@ -194,6 +199,7 @@ def _add_watch(subparsers: Any) -> None:
     parser.add_argument(
         "--until-idle", type=float, default=None, metavar="SECONDS", help="end when nothing came for so long"
     )
+    _add_device(parser)
     _add_weights(parser)
 
 
@@ -211,6 +217,7 @@ def _add_update(subparsers: Any) -> None:
     )
     _add_dataset(parser, None)
     _add_cache(parser)
+    _add_device(parser)
     _add_weights(parser)
 
 
@@ -254,6 +261,17 @@ def _assignment(text: str) -> tuple[str, str]:
     if key in _NO_OPTIONS:
         raise argparse.ArgumentTypeError(f"{key!r} is no option of a data set")
     return key, value
+
+
+def _add_jobs(parser: argparse.ArgumentParser) -> None:
+    text = "categories at a time, each in its own process (default: one per GPU, or one)"
+    parser.add_argument("--jobs", type=int, default=None, metavar="N", help=text)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    text = "cpu, cuda or cuda:N (default: cuda if there is one)"
+    parser.add_argument("--device", default=None, metavar="NAME", help=text)
+    parser.add_argument("--deterministic", action="store_true", help="the same bits in every run on a GPU, too; slower")
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:

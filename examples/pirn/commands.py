@@ -6,32 +6,30 @@ import argparse
 import os
 from collections.abc import Iterable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from pirn.calibrating import calibrate_category, cross_calibrate_category
+from pirn.categories import TrainJob, fail_after, train_all
 from pirn.config import PIRNConfig
 from pirn.demo import run_demo
-from pirn.detector import (
-    PIRNDetector,
-    clear_snapshot,
-    find_checkpoint,
-    find_checkpoints,
-    keep_previous,
-    save_members,
-)
+from pirn.detector import PIRNDetector, find_checkpoint, find_checkpoints, keep_previous, save_members
 from pirn.experiment import evaluate as evaluate_category
-from pirn.experiment import open_test, read_shots, train_category
+from pirn.experiment import open_test, read_shots
 from pirn.inspection import PartSource, inspect_parts
 from pirn.inspector import Inspector
 from pirn.pictures import Gallery, write_grid
 from pirn.preparation import parse_distances, prepare_all
+from pirn.processes import count_workers, run_each
 from pirn.reports import DetectionReport, EvaluationReport
 from pirn.studies import STUDIES
 from pirn.updating import update_category
 from pirn.watching import Watch
 from protoad.data import PartFiles, PrepareSettings, Source, list_files, list_prepared
+from protoad.distributed import is_first
 from protoad.encoders import FeatureCache
-from protoad.errors import CheckpointError, ConfigError, DataError, TrainingError
+from protoad.errors import CheckpointError, ConfigError, DataError, ProtoadError
+from protoad.metrics import DetectionMetrics
 from protoad.report import format_table, summarise, write_json
 
 __all__ = ["calibrate", "demo", "detect", "evaluate", "prepare", "study", "train", "update", "watch"]
@@ -43,59 +41,60 @@ def demo(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """`pirn train`: one checkpoint per category, written when its training is done."""
+    """`pirn train`: one checkpoint per category, written when its training is done; one that is there is kept."""
     config = PIRNConfig(**{spec.name: getattr(arguments, spec.name) for spec in fields(PIRNConfig)})
     if arguments.faithful:
         config = config.faithful()
     source = Source.of(arguments.dataset, arguments.option)
     categories = list_prepared(arguments.root) or source.categories(arguments.root)
-    _check_writable(arguments.out)
-    for category in categories if arguments.category == ["all"] else arguments.category:
-        folder = arguments.out / category
-        cache = FeatureCache(arguments.cache)
-        try:
-            pirn, _ = train_category(
-                config, arguments.root, category, arguments.shots, source=source, cache=cache, folder=folder
-            )
-        except TrainingError:
-            clear_snapshot(folder)  # going on from there would end in the same
-            raise
-        path = pirn.save(folder)
-        last = pirn.model.history[-1]
-        print(
-            f"{category}: {len(pirn.shots)} shots, {len(pirn.model.history)} epochs, loss {last['loss']:.4f}, "
-            f"leak {last['leak']:.3f}{_watched(last)} -> {path}"
-        )
-
-
-def _watched(figures: dict[str, float]) -> str:
-    """Gates and prototype displacement per layer, as text."""
-    shown = [f"{name} {value:.3f}" for name, value in figures.items() if name.startswith(("gate", "displacement"))]
-    return f", {', '.join(shown)}" if shown else ""
+    chosen = categories if arguments.category == ["all"] else list(dict.fromkeys(arguments.category))
+    if not chosen:
+        raise DataError(f"{arguments.root}: holds no category; give the folder above them, or check --dataset")
+    group, common = arguments.process_group, (config, arguments.root, arguments.shots, source, arguments.cache)
+    if group is not None and arguments.jobs is not None:
+        raise ConfigError("jobs: the processes are those of torchrun, which train one category after the other")
+    if is_first(group):
+        _check_writable(arguments.out)
+    jobs = [TrainJob(name, *common, arguments.out, arguments.device, arguments.retrain) for name in chosen]
+    workers = count_workers(arguments.jobs, arguments.device, len(jobs)) if group is None else None
+    train_all(jobs, workers=workers, process_group=group)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """`pirn evaluate`: a table per category and the mean, and the same as JSON."""
     if arguments.out is not None:
         _check_writable(arguments.out)
+    folders = find_checkpoints(arguments.checkpoint)
+    workers = count_workers(arguments.jobs, arguments.device, len(folders))
+    evaluated = run_each(partial(_evaluate_one, arguments), folders, workers=workers, device=arguments.device)
+    outcomes = dict(zip([folder.name for folder in folders], evaluated, strict=True))
     per_method: dict[str, dict] = {}
-    for folder in find_checkpoints(arguments.checkpoint):
-        pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
-        pirn.source = _source(arguments, pirn.source)
-        shots = None if arguments.no_yardsticks else read_shots(pirn, arguments.root)
-        test = open_test(pirn.config, arguments.root, pirn.category, source=pirn.source)
-        gallery, report = Gallery(), EvaluationReport(pirn)
-        pictures = () if arguments.out is None else (gallery, report)
-        metrics = evaluate_category(pirn, test, shots, *pictures)
+    for outcome in outcomes.values():
+        if isinstance(outcome, ProtoadError):
+            continue
+        category, metrics = outcome
         for method, values in metrics.items():
-            per_method.setdefault(method, {})[pirn.category] = values
-        if arguments.out is not None:
-            write_grid(arguments.out / f"{pirn.category}.png", pirn.detector, gallery)
-            report.write(arguments.out / f"{pirn.category}.html", metrics)
-    results = {method: summarise(values) for method, values in per_method.items()}
-    print(format_table(results))
-    if arguments.json is not None:
-        write_json(arguments.json, results)
+            per_method.setdefault(method, {})[category] = values
+    if per_method:
+        results = {method: summarise(values) for method, values in per_method.items()}
+        print(format_table(results))
+        if arguments.json is not None:
+            write_json(arguments.json, results)
+    fail_after(outcomes)
+
+
+def _evaluate_one(arguments: argparse.Namespace, folder: Path) -> tuple[str, dict[str, DetectionMetrics]]:
+    """Category and metrics of one checkpoint."""
+    pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
+    pirn.to(arguments.device).source = _source(arguments, pirn.source)
+    shots = None if arguments.no_yardsticks else read_shots(pirn, arguments.root)
+    test = open_test(pirn.config, arguments.root, pirn.category, source=pirn.source)
+    gallery, report = Gallery(), EvaluationReport(pirn)
+    metrics = evaluate_category(pirn, test, shots, *(() if arguments.out is None else (gallery, report)))
+    if arguments.out is not None:
+        write_grid(arguments.out / f"{pirn.category}.png", pirn.detector, gallery)
+        report.write(arguments.out / f"{pirn.category}.html", metrics)
+    return pirn.category, metrics
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
@@ -105,7 +104,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
     for folder in find_checkpoints(arguments.checkpoint):
         _check_writable(folder)
         pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
-        pirn.source = _source(arguments, pirn.source)
+        pirn.to(arguments.device).source = _source(arguments, pirn.source)
         way = cross_calibrate_category if cross else calibrate_category
         names, members = way(pirn, arguments.root, arguments.false_reject_rate, force=arguments.force)
         calibrated.append((folder, pirn, names, members))
@@ -124,7 +123,7 @@ def update(arguments: argparse.Namespace) -> None:
     folder = find_checkpoint(arguments.checkpoint, arguments.category)
     _check_writable(folder)
     pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
-    pirn.source = _source(arguments, pirn.source)
+    pirn.to(arguments.device).source = _source(arguments, pirn.source)
     names = None if arguments.add == ["all"] else arguments.add
     change = update_category(pirn, arguments.root, names, epochs=arguments.more_epochs, force=arguments.force)
     kept = keep_previous(folder)
@@ -154,10 +153,15 @@ def detect(arguments: argparse.Namespace) -> None:
             "of a data set"
         )
     _check_writable(arguments.out)
-    inspector = Inspector.load(arguments.checkpoint, category=arguments.category, weights=arguments.weights)
+    inspector = _inspector(arguments)
     report = DetectionReport(inspector)
     inspect_parts(inspector, _new_parts(arguments, inspector.pirn), arguments.out, report.add)
     report.write(arguments.out / "report.html")
+
+
+def _inspector(arguments: argparse.Namespace) -> Inspector:
+    loaded = Inspector.load(arguments.checkpoint, category=arguments.category, weights=arguments.weights)
+    return loaded.to(arguments.device)
 
 
 def _new_parts(arguments: argparse.Namespace, pirn: PIRNDetector) -> Iterable[tuple[str, PartSource]]:
@@ -176,7 +180,7 @@ def _new_parts(arguments: argparse.Namespace, pirn: PIRNDetector) -> Iterable[tu
 def watch(arguments: argparse.Namespace) -> None:
     """`pirn watch`: inspects parts as they arrive, until it is interrupted."""
     _check_writable(arguments.out)
-    inspector = Inspector.load(arguments.checkpoint, category=arguments.category, weights=arguments.weights)
+    inspector = _inspector(arguments)
     watching = Watch(inspector, arguments.folder, arguments.out, patience=arguments.patience, say=_say)
     print(f"watching {arguments.folder} for parts of {inspector.pirn.category}; Ctrl-C ends it", flush=True)
     watching.run(interval=arguments.interval, until_idle=arguments.until_idle)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +12,9 @@ import torch
 from pirn.config import PIRNConfig
 from pirn.experiment import evaluate, open_test, train_category
 from pirn.pictures import Gallery, Highlight, highlight, write_grid, write_overview
+from pirn.processes import run_each
 from protoad.data import DEFECT_TYPES, PART_TYPES, write_dataset
-from protoad.errors import ConfigError, DataError
+from protoad.errors import ConfigError, DataError, ProtoadError
 from protoad.metrics import DetectionMetrics
 from protoad.report import format_table, summarise, write_json
 
@@ -60,16 +59,18 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False, jobs: int | None 
     print(f"learning {len(parts)} synthetic parts from {_SHOTS} good ones each, {jobs} at a time ...", flush=True)
     per_method: dict[str, dict[str, DetectionMetrics]] = {}
     highlights: dict[str, Highlight] = {}
-    # spawn: a forked child may inherit torch's threads in a state that hangs
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        for job, (metrics, row) in zip(todo, pool.map(_run, todo), strict=True):
-            print(
-                f"  {job.part}: image AUROC {metrics['pirn'].image_auroc:.3f}, AUPRO {metrics['pirn'].aupro:.3f}",
-                flush=True,
-            )
-            highlights[job.part] = row
-            for method, values in metrics.items():
-                per_method.setdefault(method, {})[job.part] = values
+    # one core, too, works in a process of its own, with one thread: the same numbers on every machine
+    for job, outcome in zip(todo, run_each(_run, todo, workers=jobs, device=torch.device("cpu")), strict=True):
+        if isinstance(outcome, ProtoadError):
+            raise outcome
+        metrics, row = outcome
+        print(
+            f"  {job.part}: image AUROC {metrics['pirn'].image_auroc:.3f}, AUPRO {metrics['pirn'].aupro:.3f}",
+            flush=True,
+        )
+        highlights[job.part] = row
+        for method, values in metrics.items():
+            per_method.setdefault(method, {})[job.part] = values
     results = {method: summarise(values) for method, values in per_method.items()}
     write_json(out / "metrics.json", results)
     write_overview(out / "overview.png", highlights)
@@ -91,10 +92,6 @@ def _clear_data(folder: Path) -> None:
         (folder / _MARKER).touch()
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def _run(job: _Job) -> tuple[dict[str, DetectionMetrics], Highlight]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from protoad_detectors import GaussianReconstructor, NearestNeighbourReconstructor
 from torch import nn
 
@@ -20,6 +21,7 @@ from protoad.calibration import Calibration
 from protoad.checkpoint import load_checkpoint, save_checkpoint
 from protoad.data import DEFAULT_SOURCE, Prepared, Source
 from protoad.detection import Detector, FeatureExtractor, Features, Reconstructor
+from protoad.distributed import Group, gather
 from protoad.encoders import Encoder, FeatureCache, build_encoder
 from protoad.encoders.base import hash_tensors
 from protoad.errors import CheckpointError, ConfigError
@@ -119,7 +121,9 @@ def yardsticks(extractor: FeatureExtractor, config: PIRNConfig) -> dict[str, Det
         "nearest_neighbour": NearestNeighbourReconstructor(),
         "gaussian": GaussianReconstructor(_dims(extractor)),
     }
-    return {name: with_head(reconstructor, extractor, config) for name, reconstructor in rivals.items()}
+    return {
+        name: with_head(reconstructor, extractor, config).to(extractor.device) for name, reconstructor in rivals.items()
+    }
 
 
 class PIRNDetector:
@@ -150,23 +154,48 @@ class PIRNDetector:
         self.model = PIRN(_dims(self.extractor), config)
         self.detector = with_head(self.model, self.extractor, config)
 
-    def fit(self, parts: Sequence[Prepared], names: Sequence[str], *, folder: str | Path | None = None) -> Features:
+    def to(self, device: torch.device | str) -> PIRNDetector:
+        """Moves encoders, model and score to a device; features follow the encoders."""
+        self.extractor.to(device)
+        self.detector.to(device)
+        return self
+
+    def fit(
+        self,
+        parts: Sequence[Prepared],
+        names: Sequence[str],
+        *,
+        copies: Sequence[Prepared] = (),
+        folder: str | Path | None = None,
+        process_group: Group = None,
+    ) -> Features:
         """Trains on prepared good parts; gives their features, for yardsticks to share.
 
         Args:
-            parts: to learn from.
-            names: of the parts, kept with the detector.
+            parts: to learn from; with a process group, this process's share of them, one or more.
+            names: of all parts, kept with the detector.
+            copies: of these parts, to learn from as well.
             folder: where an interrupted training is kept, and one of the same settings and parts taken up again;
                 `save` to the same folder clears it away.
+            process_group: processes that train together, and that all end with the same detector.
 
         Raises:
             CheckpointError: if the folder cannot be written.
         """
         self.shots = list(names)
-        features = self.extractor.fit(parts)(parts)
-        self.model.fit(features, None if folder is None else self._snapshot(Path(folder), features))
+        everything = [*parts, *copies]
+        mine = self.extractor.fit(everything, process_group)(everything)
+
+        def whole(pieces: torch.Tensor) -> torch.Tensor:
+            """Of all processes, in the order of one: the parts, then the copies."""
+            return torch.cat([gather(piece, process_group) for piece in pieces.tensor_split([len(parts)])])
+
+        features = mine
+        if process_group is not None:
+            features = Features({m: whole(tokens) for m, tokens in mine.tokens.items()}, whole(mine.mask))
+        self.model.fit(features, None if folder is None else self._snapshot(Path(folder), features), process_group)
         self.detector.fit_score(features)
-        return features
+        return features.pick(torch.arange(len(names)))
 
     def _snapshot(self, folder: Path, features: Features) -> Snapshot:
         title = json.dumps([protoad.__version__, asdict(self.config)], sort_keys=True)

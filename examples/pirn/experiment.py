@@ -25,18 +25,21 @@ from protoad.data import (
     select_shots,
 )
 from protoad.detection import Features, Prediction
+from protoad.distributed import Group, share, size
 from protoad.encoders import FeatureCache
-from protoad.errors import DataError
+from protoad.errors import ConfigError, DataError
 from protoad.metrics import DetectionMetrics, MetricsAccumulator
 
 __all__ = [
     "EvaluationSet",
     "Seen",
+    "choose_shots",
     "evaluate",
     "open_split",
     "open_test",
     "prepared_parts",
     "read_shots",
+    "source_of",
     "train_category",
 ]
 
@@ -77,8 +80,12 @@ def train_category(
     source: Source = DEFAULT_SOURCE,
     cache: FeatureCache | None = None,
     folder: Path | None = None,
+    device: torch.device | str = "cpu",
+    process_group: Group = None,
 ) -> tuple[PIRNDetector, Features]:
     """Trains PIRN on some good parts of one category; gives it and the features of its shots.
+
+    With a process group each process reads and encodes its share of the shots, and all end with the same detector.
 
     Args:
         config: settings.
@@ -88,19 +95,36 @@ def train_category(
         source: how the parts are read; a cache knows that itself.
         cache: of features.
         folder: where an interrupted training is kept, and taken up again.
+        device: that trains; the checkpoint knows nothing of it.
+        process_group: processes that train together.
 
     Raises:
+        ConfigError: for more processes than shots.
         DataError: for missing or damaged data, fewer good parts than asked for, or a cache with other settings.
+    """
+    train_set, chosen = choose_shots(config, root, category, shots, source=source)
+    if len(chosen) < size(process_group):
+        raise ConfigError(f"{len(chosen)} shots for {size(process_group)} processes; start one for each shot at most")
+    mine = share(torch.tensor(chosen), process_group).tolist()
+    pirn = PIRNDetector(config, category=category, source=source_of(train_set, source), cache=cache).to(device)
+    parts = list(prepared_parts(train_set, mine, config))
+    copies = random_copies(parts, config.augment, seed=config.seed, first=chosen.index(mine[0]))
+    names = [train_set.names[index] for index in chosen]
+    return pirn, pirn.fit(parts, names, copies=copies, folder=folder, process_group=process_group)
+
+
+def choose_shots(
+    config: PIRNConfig, root: str | Path, category: str, shots: int | None, *, source: Source = DEFAULT_SOURCE
+) -> tuple[Dataset | PreparedSet, list[int]]:
+    """Gives the training split of a category, and the positions in it of the good parts to learn from.
+
+    Raises:
+        DataError: for missing data, or fewer good parts than asked for.
     """
     train_set = open_split(config, root, category, "train", source)
     good = [index for index, label in enumerate(train_set.labels) if label == 0]
-    names = [train_set.names[index] for index in good]
-    chosen = select_shots([f"{train_set.root / category / name}" for name in names], shots, seed=config.seed)
-    pirn = PIRNDetector(config, category=category, source=_source(train_set, source), cache=cache)
-    parts = list(prepared_parts(train_set, [good[index] for index in chosen], config))
-    copies = random_copies(parts, config.augment, seed=config.seed)
-    features = pirn.fit(parts + copies, [names[index] for index in chosen], folder=folder)
-    return pirn, features.pick(torch.arange(len(parts)))
+    names = [f"{train_set.root / category / train_set.names[index]}" for index in good]
+    return train_set, [good[index] for index in select_shots(names, shots, seed=config.seed)]
 
 
 def read_shots(pirn: PIRNDetector, root: str | Path) -> Features:
@@ -141,7 +165,7 @@ def open_split(
     return source.open(root, category, split)
 
 
-def _source(parts: Dataset | PreparedSet, asked: Source) -> Source:
+def source_of(parts: Dataset | PreparedSet, asked: Source) -> Source:
     """How the parts were read: a cache knows."""
     return parts.source if isinstance(parts, PreparedSet) else asked
 
@@ -188,7 +212,7 @@ def evaluate(
         labels = np.array([label for _, _, label in known])
         masks = torch.stack([part.mask for part in chunk]).numpy()
         features = pirn.extractor(chunk)
-        predictions = {name: detector(features) for name, detector in detectors.items()}
+        predictions = {name: detector(features).cpu() for name, detector in detectors.items()}
         for name, said in predictions.items():
             metrics[name].update(said.score.numpy(), labels, said.maps["fused"].numpy(), masks)
         for index, part in enumerate(chunk):

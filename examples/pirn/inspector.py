@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from pirn.conditions import NO_DEPTH, Condition, condition_of
 from pirn.detector import PIRNDetector, find_checkpoint, load_members
@@ -100,6 +101,12 @@ class Inspector:
         pirn = PIRNDetector.load(found, weights=weights)
         return cls(pirn, load_members(found, pirn, weights=weights))
 
+    def to(self, device: torch.device | str) -> Inspector:
+        """Moves everything to a device; what it gives is on the CPU."""
+        for detector in (self.pirn, *self.members):
+            detector.to(device)
+        return self
+
     def __call__(
         self, rgb: np.ndarray | None = None, xyz: np.ndarray | None = None, *, name: str = "part"
     ) -> Inspection:
@@ -150,7 +157,7 @@ class Inspector:
     def _judge(self, part: Prepared, condition: Condition) -> tuple[Prediction, Verdict | None]:
         """Score and maps, and the verdict if the detector is calibrated for the condition."""
         pirn = self.pirn
-        prediction = pirn.detector(pirn.extractor([part], condition.modalities))
+        prediction = pirn.detector(pirn.extractor([part], condition.modalities)).cpu()
         calibration = pirn.calibrations.get(condition.name)
         if calibration is None:
             return prediction, None

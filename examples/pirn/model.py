@@ -11,6 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from pirn.config import PIRNConfig
 from protoad.detection import Features, Reconstructor
+from protoad.distributed import Group, mean_figures
 from protoad.errors import ConfigError
 from protoad.losses import cosine_loss, soft_mining_loss
 from protoad.nn import (
@@ -168,32 +169,36 @@ class PIRN(Reconstructor):
     def _scaled(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {m: z / self.get_buffer(f"scale_{m}") for m, z in tokens.items()}
 
-    def fit(self, shots: Features, snapshot: Snapshot | None = None) -> PIRN:
+    def fit(self, shots: Features, snapshot: Snapshot | None = None, process_group: Group = None) -> PIRN:
         """Trains on good parts with the paper's loss: last layer, both modalities summed.
 
         Args:
             shots: features of the good parts.
             snapshot: where to go on from if an earlier run was cut short.
+            process_group: processes that train together, all with the same shots.
         """
         self.initialise(shots)
-        self.history = self._train(shots, self.config.epochs, snapshot)
+        self.history = self._train(shots, self.config.epochs, snapshot, process_group)
         return self
 
     def fine_tune(self, shots: Features, epochs: int) -> PIRN:
         """Trains on from where it is, such as on more good parts; the history goes on."""
-        self.history = self.history + self._train(shots, epochs, None)
+        self.history = self.history + self._train(shots, epochs)
         return self
 
-    def _train(self, shots: Features, epochs: int | None, snapshot: Snapshot | None) -> list[dict[str, float]]:
+    def _train(
+        self, shots: Features, epochs: int | None, snapshot: Snapshot | None = None, process_group: Group = None
+    ) -> list[dict[str, float]]:
         config = self.config
         self.train()
         history = train(
             self.parameters(),
-            lambda indices: self._step(shots.pick(indices)),
+            lambda indices: self._step(shots, indices, process_group),
             shots=len(shots.mask),
             schedule=Schedule(epochs=epochs, batch_size=config.batch_size, lr=config.lr, seed=config.seed),
             snapshot=snapshot,
             progress="training",
+            process_group=process_group,
         )
         self.eval()
         self.fit_guard(shots)
@@ -232,22 +237,31 @@ class PIRN(Reconstructor):
                 centres = kmeans(kept / scale, self.config.num_prototypes, seed=self.config.seed)
                 self.prototypes[modality].copy_(centres)
 
-    def _step(self, shots: Features) -> tuple[Tensor, dict[str, float]]:
+    def _step(self, shots: Features, indices: Tensor, process_group: Group = None) -> tuple[Tensor, dict[str, float]]:
+        idle = (
+            len(indices) == 0
+        )  # fewer shots in the batch than processes: this one takes any, and counts nothing of it
+        shots = shots.pick(indices.new_zeros(1) if idle else indices)
         counts = shots.mask.any(0)  # tokens that count in no shot of the batch change nothing and cost most of the time
         shots = Features({m: z[:, counts] for m, z in shots.tokens.items()}, shots.mask[:, counts])
         states = self.trace(shots.tokens, shots.mask)
-        loss_fn = _LOSSES[self.config.loss]
-        losses = [loss_fn(z, shots.tokens[m], token_mask=shots.mask) for m, z in states[-1].tokens.items()]
-        return torch.stack(losses).sum(), self._figures(shots, states)
+        loss_fn, counted = _LOSSES[self.config.loss], torch.zeros_like(shots.mask) if idle else shots.mask
+        losses = [
+            loss_fn(z, shots.tokens[m], token_mask=counted, process_group=process_group)
+            for m, z in states[-1].tokens.items()
+        ]
+        # the leak is a mean over tokens, the others over images
+        leak = mean_figures(self._leak(shots, states), float(counted.sum()), process_group)
+        return torch.stack(losses).sum(), leak | mean_figures(self._figures(states), len(indices), process_group)
 
     @torch.no_grad()
-    def _figures(self, shots: Features, states: list[LayerState]) -> dict[str, float]:
-        """What to watch while training: leak, gates, and how far prototypes move, per layer and modality.
+    def _leak(self, shots: Features, states: list[LayerState]) -> dict[str, float]:
+        """How much of the input gets past the prototypes.
 
-        The leak is how much closer the input that passes through, Z' = Z sigmoid(Z_bpa), is to the target than
+        That is, how much closer the input that passes through, Z' = Z sigmoid(Z_bpa), is to the target than
         what prototypes can rebuild: cos(E, Z') - cos(E, Z_bpa), in the last layer. 0 where nothing passes.
         """
-        figures = {"leak": 0.0}
+        leak = 0.0
         last = states[-1]
         entering = (
             states[-2].tokens
@@ -260,7 +274,14 @@ class PIRN(Reconstructor):
                 gain = cosine_similarity(target, purified, dim=-1) - cosine_similarity(
                     target, last.intra[modality], dim=-1
                 )
-                figures["leak"] += gain[shots.mask].mean().item() / len(shots.tokens)
+                leak += gain[shots.mask].mean().item() / len(shots.tokens)
+        return {"leak": leak}
+
+    @torch.no_grad()
+    def _figures(self, states: list[LayerState]) -> dict[str, float]:
+        """What else to watch while training: gates, and how far prototypes move, per layer and modality."""
+        figures = {}
+        for modality in states[-1].tokens:
             for index, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
                 if modality in layer.inject:
                     figures[f"gate_{modality}_{index}"] = layer.inject[modality].gate.item()

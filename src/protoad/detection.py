@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, max_po
 from protoad.background import TokenBackground
 from protoad.data.holes import fill_normals
 from protoad.data.prepare import Prepared
+from protoad.distributed import Group, gather
 from protoad.encoders import Encoder, FeatureCache
 from protoad.errors import DataError
 from protoad.scoring import FUSED, ResidualScore, anomaly_map, image_score
@@ -52,6 +54,10 @@ class Prediction(NamedTuple):
 
     score: Tensor
     maps: dict[str, Tensor]
+
+    def cpu(self) -> Prediction:
+        """Gives the same on the CPU."""
+        return Prediction(self.score.cpu(), {name: heatmap.cpu() for name, heatmap in self.maps.items()})
 
 
 class Reconstructor(nn.Module):
@@ -104,32 +110,39 @@ class FeatureExtractor(nn.Module):
         self.looks = TokenBackground(encoders["rgb"].dim) if foreground and "rgb" in encoders else None
         self.register_buffer("usual_loss", torch.ones(()))  # share of a shot without depth, the largest
 
-    def fit(self, parts: Sequence[Prepared], *, encoders: bool = True) -> FeatureExtractor:
+    @property
+    def device(self) -> torch.device:
+        """Where the encoders are, and the features they give."""
+        return next(chain(self.parameters(), self.buffers())).device
+
+    def fit(self, parts: Sequence[Prepared], process_group: Group = None, *, encoders: bool = True) -> FeatureExtractor:
         """Learns from the shots what they look like; pretrained encoders take no statistics.
 
         Args:
-            parts: the shots.
+            parts: the shots; with a process group, this process's share of them.
+            process_group: processes that share the shots.
             encoders: False leaves the statistics of the encoders as they are: what was learnt on their tokens
                 stays true.
         """
         mask = self.token_mask(parts)
         for modality, encoder in self.encoders.items() if encoders else ():
-            encoder.fit(_images(parts, modality), mask)
+            encoder.fit(self._images(parts, modality), mask, process_group)
         if self.looks is not None:
-            self.looks.fit(self.cache.encode(self.encoders["rgb"], _images(parts, "rgb")), mask)
-        self.usual_loss.fill_(self._without_depth(parts, mask).max())
+            tokens = self.cache.encode(self.encoders["rgb"], self._images(parts, "rgb"))
+            self.looks.fit(gather(tokens, process_group), gather(mask, process_group))
+        self.usual_loss.fill_(gather(self._without_depth(parts, mask), process_group).max())
         return self
 
     def token_mask(self, parts: Sequence[Prepared]) -> Tensor:
         """Gives (b n) bool: a token counts if any of its pixels is foreground. A part of which none is counts whole."""
-        foreground = torch.stack([part.foreground for part in parts])
+        foreground = torch.stack([part.foreground for part in parts]).to(self.device)
         if not self.foreground:
             foreground = torch.ones_like(foreground)
         tokens = adaptive_max_pool2d(foreground.float().unsqueeze(1), self.grid).flatten(1) > 0
         return tokens | ~tokens.any(1, keepdim=True)
 
     def forward(self, parts: Sequence[Prepared], modalities: Sequence[str] | None = None) -> Features:
-        """Gives the `Features` of prepared parts.
+        """Gives the `Features` of prepared parts, on the device of the encoders.
 
         Args:
             parts: what was seen.
@@ -143,7 +156,7 @@ class FeatureExtractor(nn.Module):
             raise DataError(
                 f"modalities: expected some of {', '.join(self.encoders)}, got {', '.join(chosen) or 'none'}"
             )
-        tokens = {m: self.cache.encode(self.encoders[m], _images(parts, m)) for m in chosen}
+        tokens = {m: self.cache.encode(self.encoders[m], self._images(parts, m)) for m in chosen}
         return self._mind_the_holes(Features(tokens, self.token_mask(parts)), parts)
 
     def _mind_the_holes(self, features: Features, parts: Sequence[Prepared]) -> Features:
@@ -165,15 +178,16 @@ class FeatureExtractor(nn.Module):
 
     def _seen(self, parts: Sequence[Prepared], *, near: bool = False) -> Tensor:
         """(b n) share of a token's pixels with depth, or with depth at most a pixel away: single specks fill well."""
-        valid = torch.stack([part.valid for part in parts]).float().unsqueeze(1)
+        valid = torch.stack([part.valid for part in parts]).to(self.device).float().unsqueeze(1)
         if near:
             valid = max_pool2d(valid, 3, stride=1, padding=1)
         return adaptive_avg_pool2d(valid, self.grid).flatten(1)
 
-
-def _images(parts: Sequence[Prepared], modality: str) -> Tensor:
-    images = torch.stack([getattr(part, modality) for part in parts])
-    return images if modality == "rgb" else fill_normals(images, torch.stack([part.valid for part in parts]))
+    def _images(self, parts: Sequence[Prepared], modality: str) -> Tensor:
+        images = torch.stack([getattr(part, modality) for part in parts]).to(self.device)
+        if modality == "rgb":
+            return images
+        return fill_normals(images, torch.stack([part.valid for part in parts]).to(self.device))
 
 
 class Detector(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from protoad.distributed import Group, total
 from protoad.errors import ShapeError
 
 __all__ = ["cosine_loss", "soft_mining_loss"]
@@ -14,7 +15,12 @@ _NORM_GUARD = 1e-8
 
 
 def soft_mining_loss(
-    reconstruction: Tensor, target: Tensor, *, y: float = 3.0, token_mask: Tensor | None = None
+    reconstruction: Tensor,
+    target: Tensor,
+    *,
+    y: float = 3.0,
+    token_mask: Tensor | None = None,
+    process_group: Group = None,
 ) -> Tensor:
     """Cosine distance of whole images whose gradient is pushed towards the badly rebuilt tokens.
 
@@ -31,9 +37,12 @@ def soft_mining_loss(
             (y = 3 gives 64 to a token four times as far off as the average): clip the gradient's norm.
         token_mask: (b n) bool, True for the tokens that count; the others are as good as absent, and so is an
             image without any token that counts. None counts all.
+        process_group: processes that hold a batch together, each some of its images; the mean distance is then over
+            the tokens of all.
 
     Returns:
-        Scalar; 0 with a zero gradient if no token counts at all.
+        Scalar; 0 with a zero gradient if no token counts at all. With a process group, this process's part: value
+        and gradient of the batch are the sums over the processes.
 
     Raises:
         ShapeError: if shapes disagree, or the mask is not bool.
@@ -54,25 +63,29 @@ def soft_mining_loss(
     with torch.no_grad():
         # Rounding can push a cosine above 1, and a negative distance has no fractional power.
         distance = (1 - _cosine(reconstruction, target)).clamp_min(0) * kept
-        mean = distance.sum() / kept.sum().clamp_min(1)
+        mean = total(distance.sum(), process_group) / total(kept.sum(), process_group).clamp_min(1)
         weights = (distance / mean.clamp_min(torch.finfo(distance.dtype).tiny)) ** y
     fixed = reconstruction.detach()
     weighted = fixed + weights.unsqueeze(-1) * (reconstruction - fixed)
     counts = kept.any(dim=1)
     per_image = 1 - _cosine(weighted.flatten(1), target.flatten(1))
-    return (per_image * counts).sum() / counts.sum().clamp_min(1)
+    return (per_image * counts).sum() / total(counts.sum(), process_group).clamp_min(1)
 
 
-def cosine_loss(reconstruction: Tensor, target: Tensor, *, token_mask: Tensor | None = None) -> Tensor:
+def cosine_loss(
+    reconstruction: Tensor, target: Tensor, *, token_mask: Tensor | None = None, process_group: Group = None
+) -> Tensor:
     """Mean cosine distance of the tokens: ``mean_{b n} (1 - cos(reconstruction, target))``.
 
     Args:
         reconstruction: (b n d) tokens rebuilt by the decoder.
         target: (b n d) tokens of the encoder; never receives a gradient.
         token_mask: (b n) bool, True for the tokens that count; None counts all.
+        process_group: processes that hold a batch together, each some of its images.
 
     Returns:
-        Scalar in [0, 2]; 0 with a zero gradient if no token counts at all.
+        Scalar in [0, 2]; 0 with a zero gradient if no token counts at all. With a process group, this process's part:
+        value and gradient of the batch are the sums over the processes.
 
     Raises:
         ShapeError: if shapes disagree, or the mask is not bool.
@@ -87,7 +100,8 @@ def cosine_loss(reconstruction: Tensor, target: Tensor, *, token_mask: Tensor | 
         1.0
     """
     reconstruction, target, kept = _prepare(reconstruction, target, token_mask)
-    return ((1 - _cosine(reconstruction, target)) * kept).sum() / kept.sum().clamp_min(1)
+    count = total(kept.sum(), process_group).clamp_min(1)
+    return ((1 - _cosine(reconstruction, target)) * kept).sum() / count
 
 
 def _prepare(reconstruction: Tensor, target: Tensor, token_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

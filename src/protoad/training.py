@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from protoad.checkpoint import load_checkpoint, save_checkpoint
+from protoad.distributed import Group, from_first, is_first, share, size, total
 from protoad.errors import CheckpointError, TrainingError
 
 __all__ = ["Schedule", "Snapshot", "train"]
 
+Step = Callable[[Tensor], tuple[Tensor, Mapping[str, float]]]
 _FEW_SHOT = 50  # the paper's largest few-shot setting; above it, the all-shot schedule
 
 
@@ -113,22 +115,29 @@ def _place(name: str, parameter: Tensor) -> torch.device:
 
 def train(
     parameters: Iterable[torch.nn.Parameter],
-    step: Callable[[Tensor], tuple[Tensor, Mapping[str, float]]],
+    step: Step,
     *,
     shots: int,
     schedule: Schedule = Schedule(),
     snapshot: Snapshot | None = None,
     progress: str | None = None,
+    process_group: Group = None,
 ) -> list[dict[str, float]]:
     """Minimises a loss over the shots with Adam.
 
+    With a process group every batch is spread over the processes, by PyTorch's DistributedDataParallel, and all end
+    with the same parameters and history: those of one process, up to rounding.
+
     Args:
         parameters: what is trained.
-        step: given indices (batch) into the shots, on the CPU, gives the scalar loss and figures to report.
+        step: given indices (batch) into the shots, on the CPU, gives the scalar loss and figures to report. With a
+            process group it gets its share of a batch, perhaps none of it, and gives its part of the loss: the parts
+            of all processes add up to the loss of the batch. Figures are those of the whole batch.
         shots: how many there are.
         schedule: epochs, batch size, learning rate, clipping, seed.
         snapshot: where to go on from, and to keep what is done; None keeps nothing.
         progress: label of a progress bar on stderr; None for none.
+        process_group: processes that train together; the first of them keeps the snapshot and shows progress.
 
     Returns:
         One dict per epoch: the mean of "loss" and of every figure reported.
@@ -143,32 +152,54 @@ def train(
     generator = torch.Generator().manual_seed(schedule.seed)
     history: list[dict[str, float]] = []
     if snapshot is not None:
-        history = _resume(snapshot, optimiser, generator)
-    for epoch in _with_progress(range(len(history), epochs), progress, history):
+        history = _resume(snapshot, optimiser, generator, process_group)
+    run = step if process_group is None else _distributed(parameters, step, process_group)
+    first = is_first(process_group)
+    for epoch in _with_progress(range(len(history), epochs), progress if first else None, history):
         sums: dict[str, float] = {}
         batches = torch.randperm(shots, generator=generator).split(batch_size)
         for indices in batches:
-            loss, figures = step(indices)
+            part, figures = run(share(indices, process_group))
+            loss = total(part, process_group)  # so that all processes stop alike
             if not torch.isfinite(loss):
                 raise TrainingError(f"loss is {loss.item()} in epoch {epoch}; try a smaller learning rate")
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            (part * size(process_group)).backward()  # averaged over the processes: parts that add up
             torch.nn.utils.clip_grad_norm_(parameters, schedule.clip_norm)
             optimiser.step()
             for name, value in {"loss": loss.item(), **figures}.items():
                 sums[name] = sums.get(name, 0.0) + value * len(indices) / shots
         history.append(sums)
-        if snapshot is not None:
+        if snapshot is not None and first:
             snapshot.save(_State.of(optimiser, generator, history))
     return history
 
 
-def _resume(snapshot: Snapshot, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> list[dict[str, float]]:
-    """Takes up what a snapshot holds, or makes the first one; gives the history so far."""
-    kept = snapshot.load()
+class _Step(nn.Module):
+    """A step as the module that DistributedDataParallel wants: what it trains, and a forward pass."""
+
+    def __init__(self, parameters: list[nn.Parameter], step: Step) -> None:
+        super().__init__()
+        self.trained, self.step = nn.ParameterList(parameters), step
+
+    def forward(self, indices: Tensor) -> tuple[Tensor, Mapping[str, float]]:
+        return self.step(indices)
+
+
+def _distributed(parameters: list[nn.Parameter], step: Step, process_group: Group) -> Step:
+    """The step, whose gradients come out averaged over the processes; all start from the first one's parameters."""
+    return nn.parallel.DistributedDataParallel(_Step(parameters, step), process_group=process_group, static_graph=True)
+
+
+def _resume(
+    snapshot: Snapshot, optimiser: torch.optim.Optimizer, generator: torch.Generator, process_group: Group
+) -> list[dict[str, float]]:
+    """Takes up what the first process's snapshot holds, or makes the first one; gives the history so far."""
+    kept = from_first(snapshot.load() if is_first(process_group) else None, process_group)
     if kept is None:
         kept = _State.of(optimiser, generator, [])
-        snapshot.save(kept)
+        if is_first(process_group):
+            snapshot.save(kept)
     else:
         kept.restore(optimiser, generator)
     return kept.history

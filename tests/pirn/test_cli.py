@@ -70,7 +70,7 @@ def test_train_says_what_to_watch(root: Path, tmp_path: Path, capsys: pytest.Cap
     ]
     assert main([*argv, *FAST, "--residual", "purified"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["cookie", "tile"]
+    assert [line.split(":")[0] for line in lines[:2]] == ["cookie", "tile"]
     for word in (
         "3 shots",
         "2 epochs",

@@ -53,6 +53,7 @@ def random_copies(
     count: int,
     *,
     seed: int,
+    first: int = 0,
     max_angle: float = np.pi,
     max_shift: float = 0.04,
     flip: bool = False,
@@ -63,6 +64,7 @@ def random_copies(
         parts: left as they are.
         count: copies of each.
         seed: of the draws; more copies or parts don't change those drawn before.
+        first: position of the first of these parts among all: a few of many get the copies they get among the many.
         max_angle: radians; the angle is drawn evenly from both senses.
         max_shift: share of the side, drawn evenly along both axes.
         flip: whether every other copy, by chance, is mirrored.
@@ -71,7 +73,7 @@ def random_copies(
         `count` copies of the first part, then of the second, and so on.
     """
     copies = []
-    for index, part in enumerate(parts):
+    for index, part in enumerate(parts, start=first):
         rng = np.random.default_rng((seed, index))
         for _ in range(count):
             angle, down, right, coin = rng.uniform(-1, 1, 4)

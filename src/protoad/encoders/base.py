@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from protoad.distributed import Group
 from protoad.errors import EncoderError, ShapeError
 
 __all__ = ["Encoder", "hash_tensors", "next_sizes", "parse_options"]
@@ -43,12 +44,13 @@ class Encoder(nn.Module):
             )
         return size // self.stride, size // self.stride
 
-    def fit(self, images: Tensor, keep: Tensor | None = None) -> Encoder:
+    def fit(self, images: Tensor, keep: Tensor | None = None, process_group: Group = None) -> Encoder:
         """Takes statistics from the shots; a pretrained encoder has none to take and returns itself unchanged.
 
         Args:
             images: `(b 3 y x)` in [0, 1], the shots.
             keep: `(b n)` bool, tokens that count; all of them by default.
+            process_group: processes that hold the shots together, each some; all take the same statistics.
         """
         return self
 

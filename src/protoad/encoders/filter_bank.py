@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from protoad.distributed import Group, gather
 from protoad.encoders.base import Encoder, hash_tensors
 from protoad.errors import EncoderError, ShapeError
 
@@ -91,12 +92,13 @@ class FilterBankEncoder(Encoder):
         if not self.length_scale > 0:
             raise EncoderError(f"filter_bank: length_scale must be positive, got {self.length_scale}")
 
-    def fit(self, images: Tensor, keep: Tensor | None = None) -> FilterBankEncoder:
+    def fit(self, images: Tensor, keep: Tensor | None = None, process_group: Group = None) -> FilterBankEncoder:
         """Takes mean, deviation and principal axes of the responses from the shots.
 
         Args:
             images: `(b 3 y x)` in [0, 1].
             keep: `(b n)` bool, tokens that count (the foreground); all of them by default.
+            process_group: processes that hold the shots together, each some; all take the same statistics.
 
         Raises:
             EncoderError: if fewer than two tokens are kept.
@@ -108,7 +110,7 @@ class FilterBankEncoder(Encoder):
             if keep.shape != (len(images), ty * tx):
                 raise ShapeError(f"keep: expected (b n) = ({len(images)}, {ty * tx}), got {tuple(keep.shape)}")
             tokens = tokens[keep.to(device=tokens.device, dtype=torch.bool)]
-        tokens = tokens.reshape(-1, self.num_responses).double()
+        tokens = gather(tokens.reshape(-1, self.num_responses), process_group).double()
         if len(tokens) < 2:
             raise EncoderError(
                 f"filter_bank: statistics need two tokens or more, {len(tokens)} are kept; widen the mask"
