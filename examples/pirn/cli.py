@@ -1,4 +1,4 @@
-"""The command line: pirn demo | check | prepare | train | evaluate | calibrate | detect."""
+"""The command line: pirn demo | check | prepare | train | evaluate | calibrate | detect | export."""
 
 from __future__ import annotations
 
@@ -58,7 +58,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pirn of protoad {protoad.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_check, _add_prepare, _add_train, _add_evaluate, _add_calibrate, _add_detect):
+    for add in (
+        _add_demo,
+        _add_check,
+        _add_prepare,
+        _add_train,
+        _add_evaluate,
+        _add_calibrate,
+        _add_detect,
+        _add_export,
+    ):
         add(subparsers)
     return parser
 
@@ -151,6 +160,20 @@ def _add_detect(subparsers: Any) -> None:
     parser.add_argument("--root", type=Path, default=None, metavar="DIR", help="or: a data set, for its test split")
     _add_dataset(parser, None)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for scores and overlays")
+    _add_weights(parser)
+
+
+def _add_export(subparsers: Any) -> None:
+    text = "write a detector as one file that runs without pirn"
+    parser = _command(subparsers, "export", commands.export, text)
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder that train wrote")
+    parser.add_argument("--category", default=None, metavar="NAME", help="which checkpoint, if several are there")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="FILE.onnx, or FILE.pt2 of torch.export"
+    )
+    parser.add_argument(
+        "--prepared", action="store_true", help="take prepared images and normals instead of frames as they are decoded"
+    )
     _add_weights(parser)
 
 

@@ -13,6 +13,7 @@ from pirn.demo import run_demo
 from pirn.detector import CHECKPOINT_NAME, PIRNDetector, clear_snapshot
 from pirn.experiment import calibrate_category, read_shots, read_test, train_category
 from pirn.experiment import evaluate as evaluate_category
+from pirn.export import Inputs, check_target, export_detector
 from pirn.inspection import inspect_parts
 from pirn.pictures import write_grid
 from pirn.preparation import parse_distances, prepare_all
@@ -21,7 +22,7 @@ from protoad.encoders import FeatureCache
 from protoad.errors import CheckpointError, ConfigError, DataError, TrainingError
 from protoad.report import format_table, summarise, write_json
 
-__all__ = ["calibrate", "demo", "detect", "evaluate", "prepare", "train"]
+__all__ = ["calibrate", "demo", "detect", "evaluate", "export", "prepare", "train"]
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -114,12 +115,7 @@ def detect(arguments: argparse.Namespace) -> None:
             "data set"
         )
     _check_writable(arguments.out)
-    found = {folder.name: folder for folder in _checkpoints(arguments.checkpoint)}
-    if arguments.category is not None and arguments.category not in found:
-        raise CheckpointError(f"{arguments.checkpoint}: has no {arguments.category!r}; found: {', '.join(found)}")
-    if arguments.category is None and len(found) > 1:
-        raise ConfigError(f"{arguments.checkpoint}: holds {', '.join(found)}; choose one with --category")
-    pirn = PIRNDetector.load(found[arguments.category or next(iter(found))], weights=arguments.weights)
+    pirn = PIRNDetector.load(_one_checkpoint(arguments), weights=arguments.weights)
     inspect_parts(pirn, _new_parts(arguments, pirn), arguments.out)
 
 
@@ -159,6 +155,16 @@ def _checkpoints(folder: Path) -> list[Path]:
     return found
 
 
+def _one_checkpoint(arguments: argparse.Namespace) -> Path:
+    """The folder with the one checkpoint there is, or with that of the category asked for."""
+    found = {folder.name: folder for folder in _checkpoints(arguments.checkpoint)}
+    if arguments.category is not None and arguments.category not in found:
+        raise CheckpointError(f"{arguments.checkpoint}: has no {arguments.category!r}; found: {', '.join(found)}")
+    if arguments.category is None and len(found) > 1:
+        raise ConfigError(f"{arguments.checkpoint}: holds {', '.join(found)}; choose one with --category")
+    return found[arguments.category or next(iter(found))]
+
+
 def _check_writable(folder: Path) -> None:
     """Fails before the work, not after. Makes nothing: the data may yet turn out to be missing.
 
@@ -168,3 +174,15 @@ def _check_writable(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise CheckpointError(f"{folder}: cannot be written; choose another --out")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """`pirn export`: one file that runs without pirn, for ONNX Runtime or torch.export."""
+    check_target(arguments.out)
+    _check_writable(arguments.out.parent)
+    folder = _one_checkpoint(arguments)
+    pirn = PIRNDetector.load(folder, weights=arguments.weights)
+    inputs: Inputs = "prepared" if arguments.prepared else "frames"
+    export_detector(pirn, folder / CHECKPOINT_NAME, arguments.out, inputs=inputs)
+    size = arguments.out.stat().st_size / 1e6
+    print(f"{pirn.category}: {inputs} in, score and heatmaps out, {size:.1f} MB -> {arguments.out}")

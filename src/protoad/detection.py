@@ -99,8 +99,10 @@ class FeatureExtractor(nn.Module):
     def token_mask(self, parts: Sequence[Prepared]) -> Tensor:
         """Gives (b n) bool: a token counts if any of its pixels is foreground. A part of which none is counts whole."""
         foreground = torch.stack([part.foreground for part in parts])
-        if not self.foreground:
-            foreground = torch.ones_like(foreground)
+        return self.pool(foreground if self.foreground else torch.ones_like(foreground))
+
+    def pool(self, foreground: Tensor) -> Tensor:
+        """Gives (b n) bool of foreground masks (b y x) bool, as `token_mask` does."""
         tokens = adaptive_max_pool2d(foreground.float().unsqueeze(1), self.grid).flatten(1) > 0
         return tokens | ~tokens.any(1, keepdim=True)
 
@@ -166,6 +168,8 @@ class Detector(nn.Module):
         for name in ("floor", "typical", "extreme"):
             self.register_buffer(name, torch.zeros(len(_SLOTS)))
         self.register_buffer("of_two", torch.zeros((), dtype=torch.bool))  # whether fitted to two modalities
+        self._of_two = False  # the same as a plain bool: reading a buffer in forward would break tracing and export
+        self.register_load_state_dict_post_hook(_recall_of_two)
 
     def fit(self, shots: Features) -> Detector:
         """Fits the reconstructor, then the score, then the scale of the heatmaps, on good parts alone."""
@@ -177,8 +181,9 @@ class Detector(nn.Module):
         """Fits the score and the scale of the heatmaps for a reconstructor that is fitted already."""
         self.reconstructor.eval()
         self._fit_one(self.score, shots, _SLOTS)
-        self.of_two.fill_(len(shots.tokens) == 2)
-        if self.of_two:
+        self._of_two = len(shots.tokens) == 2
+        self.of_two.fill_(self._of_two)
+        if self._of_two:
             for modality in shots.tokens:
                 alone = Features({modality: shots.tokens[modality]}, shots.mask)
                 self._fit_one(self.alone[modality], alone, {FUSED: _SLOTS[_ALONE[modality]]})
@@ -202,7 +207,7 @@ class Detector(nn.Module):
             RuntimeError: if the detector was not fitted to these modalities.
         """
         rebuilt = self.reconstructor(features.tokens, features.mask)
-        if self.of_two and len(features.tokens) == 1:
+        if self._of_two and len(features.tokens) == 1:
             maps = self._maps_of_one(features, rebuilt)
         else:
             scores = self.score(features.tokens, rebuilt)
@@ -234,6 +239,10 @@ class Detector(nn.Module):
         """Heatmap of scores (b n); a token that does not count gets the lowest score of any good one."""
         values = torch.where(mask, values, self.floor[slot])
         return anomaly_map(values, self.grid, size=self.image_size, sigma=self.sigma)
+
+
+def _recall_of_two(module: nn.Module, _keys: object) -> None:
+    module._of_two = bool(module.get_buffer("of_two"))  # type: ignore[assignment]
 
 
 _ALONE = {"rgb": "rgb alone", "normals": "normals alone"}
