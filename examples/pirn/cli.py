@@ -1,4 +1,4 @@
-"""The command line: pirn demo | check | prepare | train | evaluate | calibrate | detect | watch | update | study."""
+"""The command line of pirn, a command for each step from data to decisions."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_detect,
         _add_watch,
         _add_update,
+        _add_export,
         _add_study,
     ):
         add(subparsers)
@@ -229,6 +230,20 @@ def _add_study(subparsers: Any) -> None:
         "--seeds", type=int, nargs="+", default=list(range(5)), metavar="SEED", help="of everything (default: 0 to 4)"
     )
     parser.add_argument("--quick", action="store_true", help="small, the first seed only: no result")
+
+
+def _add_export(subparsers: Any) -> None:
+    text = "write a detector as one file that runs without pirn"
+    parser = _command(subparsers, "export", commands.export, text)
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder that train wrote")
+    parser.add_argument("--category", default=None, metavar="NAME", help="which checkpoint, if several are there")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="FILE.onnx, or FILE.pt2 of torch.export"
+    )
+    parser.add_argument(
+        "--prepared", action="store_true", help="take prepared images and normals instead of frames as they are decoded"
+    )
+    _add_weights(parser)
 
 
 def _command(subparsers: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:

@@ -13,9 +13,10 @@ from pirn.calibrating import calibrate_category, cross_calibrate_category
 from pirn.categories import TrainJob, fail_after, train_all
 from pirn.config import PIRNConfig
 from pirn.demo import run_demo
-from pirn.detector import PIRNDetector, find_checkpoint, find_checkpoints, keep_previous, save_members
+from pirn.detector import CHECKPOINT_NAME, PIRNDetector, find_checkpoint, find_checkpoints, keep_previous, save_members
 from pirn.experiment import evaluate as evaluate_category
 from pirn.experiment import open_test, read_shots
+from pirn.export import Inputs, check_target, export_detector
 from pirn.inspection import PartSource, inspect_parts
 from pirn.inspector import Inspector
 from pirn.pictures import Gallery, write_grid
@@ -32,7 +33,7 @@ from protoad.errors import CheckpointError, ConfigError, DataError, ProtoadError
 from protoad.metrics import DetectionMetrics
 from protoad.report import format_table, summarise, write_json
 
-__all__ = ["calibrate", "demo", "detect", "evaluate", "prepare", "study", "train", "update", "watch"]
+__all__ = ["calibrate", "demo", "detect", "evaluate", "export", "prepare", "study", "train", "update", "watch"]
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -216,3 +217,15 @@ def _check_writable(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise CheckpointError(f"{folder}: cannot be written; choose another --out")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """`pirn export`: one file that runs without pirn, for ONNX Runtime or torch.export."""
+    check_target(arguments.out)
+    _check_writable(arguments.out.parent)
+    folder = find_checkpoint(arguments.checkpoint, arguments.category)
+    pirn = PIRNDetector.load(folder, weights=arguments.weights)
+    inputs: Inputs = "prepared" if arguments.prepared else "frames"
+    export_detector(pirn, folder / CHECKPOINT_NAME, arguments.out, inputs=inputs)
+    size = arguments.out.stat().st_size / 1e6
+    print(f"{pirn.category}: {inputs} in, score and heatmaps out, {size:.1f} MB -> {arguments.out}")

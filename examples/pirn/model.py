@@ -158,7 +158,7 @@ class PIRN(Reconstructor):
     def trace(self, tokens: Mapping[str, Tensor], token_mask: Tensor) -> list[LayerState]:
         """Gives what every layer did, on tokens divided by the scale. Leaves no trace in the codebook."""
         current = self._scaled(tokens)
-        prototypes = {m: self.prototypes[m].expand(len(token_mask), -1, -1) for m in tokens}
+        prototypes = {m: self.prototypes[m].expand(token_mask.shape[0], -1, -1) for m in tokens}
         states = []
         for layer in self.layers:
             state = layer(current, prototypes, token_mask)

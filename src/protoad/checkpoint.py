@@ -13,7 +13,7 @@ from torch import Tensor
 from protoad._atomic import write_atomically
 from protoad.errors import CheckpointError
 
-__all__ = ["FORMAT", "Checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["FORMAT", "Checkpoint", "load_checkpoint", "save_checkpoint", "write_atomically"]
 
 FORMAT = 2
 # Stands where the digest will be while it is computed: it covers every other byte of the file.

@@ -130,14 +130,16 @@ class FeatureExtractor(nn.Module):
         if self.looks is not None:
             tokens = self.cache.encode(self.encoders["rgb"], self._images(parts, "rgb"))
             self.looks.fit(gather(tokens, process_group), gather(mask, process_group))
-        self.usual_loss.fill_(gather(self._without_depth(parts, mask), process_group).max())
+        self.usual_loss.fill_(gather(self._without_depth(self._valid(parts), mask), process_group).max())
         return self
 
     def token_mask(self, parts: Sequence[Prepared]) -> Tensor:
         """Gives (b n) bool: a token counts if any of its pixels is foreground. A part of which none is counts whole."""
         foreground = torch.stack([part.foreground for part in parts]).to(self.device)
-        if not self.foreground:
-            foreground = torch.ones_like(foreground)
+        return self.pool(foreground if self.foreground else torch.ones_like(foreground))
+
+    def pool(self, foreground: Tensor) -> Tensor:
+        """Gives (b n) bool of foreground masks (b y x) bool, as `token_mask` does."""
         tokens = adaptive_max_pool2d(foreground.float().unsqueeze(1), self.grid).flatten(1) > 0
         return tokens | ~tokens.any(1, keepdim=True)
 
@@ -157,37 +159,46 @@ class FeatureExtractor(nn.Module):
                 f"modalities: expected some of {', '.join(self.encoders)}, got {', '.join(chosen) or 'none'}"
             )
         tokens = {m: self.cache.encode(self.encoders[m], self._images(parts, m)) for m in chosen}
-        return self._mind_the_holes(Features(tokens, self.token_mask(parts)), parts)
+        features = self.assemble(tokens, self._valid(parts), self.token_mask(parts))
+        guesses = features.guessed is not None and bool(features.guessed.any())
+        return features if guesses else features._replace(guessed=None)
 
-    def _mind_the_holes(self, features: Features, parts: Sequence[Prepared]) -> Features:
-        """Judges by looks what has no depth, on parts with more holes than the shots had."""
-        mask, blind = features.mask, self._seen(parts, near=True) < _MOSTLY
-        if self.looks is not None and "rgb" in features.tokens:
-            looks = torch.where(blind, self.looks(features.tokens["rgb"]), features.mask)
-            mask = looks | ~looks.any(1, keepdim=True)
-        loss = self._without_depth(parts, mask)
+    def assemble(self, tokens: Mapping[str, Tensor], valid: Tensor, mask: Tensor) -> Features:
+        """Judges by looks what has no depth, on parts with more holes than the shots had.
+
+        Args:
+            tokens: modality -> (b n d).
+            valid: (b y x) bool, where there is depth.
+            mask: (b n) bool, tokens that count by their depth, as `token_mask` gives them.
+        """
+        blind, seen = self._share(valid, near=True) < _MOSTLY, mask
+        if self.looks is not None and "rgb" in tokens:
+            looks = torch.where(blind, self.looks(tokens["rgb"]), mask)
+            seen = looks | ~looks.any(1, keepdim=True)
+        loss = self._without_depth(valid, seen)
         short = loss > self.usual_loss + _MARGIN
-        if not short.any():
-            return features._replace(lost=torch.zeros_like(loss))
-        mask = torch.where(short[:, None], mask, features.mask)
-        return Features(features.tokens, mask, blind & short[:, None], torch.where(short, loss, 0.0))
+        mask = torch.where(short[:, None], seen, mask)
+        return Features(dict(tokens), mask, blind & short[:, None], torch.where(short, loss, 0.0))
 
-    def _without_depth(self, parts: Sequence[Prepared], mask: Tensor) -> Tensor:
+    def _without_depth(self, valid: Tensor, mask: Tensor) -> Tensor:
         """(b) share of what counts, mask (b n), that has no depth."""
-        return ((1 - self._seen(parts)) * mask).sum(1) / mask.sum(1)
+        return ((1 - self._share(valid)) * mask).sum(1) / mask.sum(1)
 
-    def _seen(self, parts: Sequence[Prepared], *, near: bool = False) -> Tensor:
+    def _share(self, valid: Tensor, *, near: bool = False) -> Tensor:
         """(b n) share of a token's pixels with depth, or with depth at most a pixel away: single specks fill well."""
-        valid = torch.stack([part.valid for part in parts]).to(self.device).float().unsqueeze(1)
+        seen = valid.float().unsqueeze(1)
         if near:
-            valid = max_pool2d(valid, 3, stride=1, padding=1)
-        return adaptive_avg_pool2d(valid, self.grid).flatten(1)
+            seen = max_pool2d(seen, 3, stride=1, padding=1)
+        return adaptive_avg_pool2d(seen, self.grid).flatten(1)
+
+    def _valid(self, parts: Sequence[Prepared]) -> Tensor:
+        return torch.stack([part.valid for part in parts]).to(self.device)
 
     def _images(self, parts: Sequence[Prepared], modality: str) -> Tensor:
         images = torch.stack([getattr(part, modality) for part in parts]).to(self.device)
         if modality == "rgb":
             return images
-        return fill_normals(images, torch.stack([part.valid for part in parts]).to(self.device))
+        return fill_normals(images, self._valid(parts))
 
 
 class Detector(nn.Module):
@@ -229,6 +240,8 @@ class Detector(nn.Module):
         for name in ("floor", "typical", "extreme"):
             self.register_buffer(name, torch.zeros(len(_SLOTS)))
         self.register_buffer("of_two", torch.zeros((), dtype=torch.bool))  # whether fitted to two modalities
+        self._of_two = False  # the same as a plain bool: reading a buffer in forward would break tracing and export
+        self.register_load_state_dict_post_hook(_recall_of_two)
 
     def fit(self, shots: Features) -> Detector:
         """Fits the reconstructor, then the score, then the scale of the heatmaps, on good parts alone."""
@@ -240,8 +253,9 @@ class Detector(nn.Module):
         """Fits the score and the scale of the heatmaps for a reconstructor that is fitted already."""
         self.reconstructor.eval()
         self._fit_one(self.score, shots, _SLOTS)
-        self.of_two.fill_(len(shots.tokens) == 2)
-        if self.of_two:
+        self._of_two = len(shots.tokens) == 2
+        self.of_two.fill_(self._of_two)
+        if self._of_two:
             for modality in shots.tokens:
                 alone = Features({modality: shots.tokens[modality]}, shots.mask)
                 self._fit_one(self.alone[modality], alone, {FUSED: _SLOTS[_ALONE[modality]]})
@@ -265,11 +279,11 @@ class Detector(nn.Module):
             RuntimeError: if the detector was not fitted to these modalities.
         """
         rebuilt = self.reconstructor(features.tokens, features.mask)
-        if self.of_two and len(features.tokens) == 1:
+        if self._of_two and len(features.tokens) == 1:
             maps = self._maps_of_one(features, rebuilt)
         else:
             scores = self.score(features.tokens, rebuilt)
-            if features.guessed is not None and self.of_two:
+            if features.guessed is not None and self._of_two:
                 scores = self._without_guesses(scores, features, features.guessed)
             maps = {name: self._map(values, features.mask, _SLOTS[name]) for name, values in scores.items()}
         return Prediction(image_score(maps[FUSED], top_fraction=self.top_fraction), maps)
@@ -319,5 +333,11 @@ class Detector(nn.Module):
 
 _MOSTLY = 0.5  # a token of which less was seen is guessed
 _MARGIN = 0.02  # beyond the holes of the worst shot: a new part may have a little more and yet be as usual
+
+
+def _recall_of_two(module: nn.Module, _keys: object) -> None:
+    module._of_two = bool(module.get_buffer("of_two"))  # type: ignore[assignment]
+
+
 _ALONE = {"rgb": "rgb alone", "normals": "normals alone"}
 _SLOTS = {"rgb": 0, "normals": 1, FUSED: 2, "rgb alone": 3, "normals alone": 4}

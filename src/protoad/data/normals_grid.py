@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import EllipsisType
 from typing import Generic, NamedTuple, TypeVar
 
@@ -125,6 +125,9 @@ class _Planes(NamedTuple):
 
 def _tiles(seen: Tensor) -> Iterator[tuple[_Index, _Index]]:
     """Parts of the batch, and of the padded batch with all that their windows contain."""
+    if torch.compiler.is_exporting():  # sizes are unknown, and whoever runs it has caches of its own
+        yield (..., slice(None)), (..., slice(None))
+        return
     batch, height, width = seen.shape
     images, rows, columns = max(1, _GPU_TILE // (height * width)), height, width
     if seen.device.type == "cpu":
@@ -147,17 +150,28 @@ def _parts(length: int, most: int) -> list[tuple[int, int]]:
 def _window_planes(padded: Tensor) -> list[_Planes]:
     """Planes of both windows from moments about each pixel's own point: differences of neighbours lose no digits."""
     height, width = padded.shape[2] - 2 * _MARGIN, padded.shape[3] - 2 * _MARGIN
-    moved = [row.unbind(2) for row in padded.unfold(2, height, 1).unfold(3, width, 1).unbind(2)]
+    steps = range(2 * _MARGIN + 1)
+    moved = [[padded[..., row : row + height, column : column + width] for column in steps] for row in steps]
     points = moved[_MARGIN][_MARGIN].contiguous()
     reach_y = _squared_reach(padded[..., _MARGIN:-_MARGIN], axis=2)
     reach_x = _squared_reach(padded[..., _MARGIN:-_MARGIN, :], axis=3)
     reach_y, reach_x = torch.minimum(reach_y, _STEEPEST * reach_x), torch.minimum(reach_x, _STEEPEST * reach_y)
-    # sums of w; of w x, w y, w z; of w xx, w yy, w zz; of w yz, w zx, w xy: the pixel's own point adds 1 to the first
+    moments = _moments_in_plain_operators if torch.compiler.is_exporting() else _moments
+    found = moments(moved, points, reach_y, reach_x)
+    return [_fit(*sums, least) for sums, (_, least) in zip(found, _WINDOWS, strict=True)]
+
+
+def _moments(
+    moved: Sequence[Sequence[Tensor]], points: Tensor, reach_y: Tensor, reach_x: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Per window the sums of w; of w x, w y, w z; of w xx, w yy, w zz; of w yz, w zx, w xy.
+
+    The pixel's own point adds 1 to the first.
+    """
     count, first, squares, products = torch.ones_like(points[0]), *(torch.zeros_like(points) for _ in range(3))
     offset, weighted, weight, two = points.clone(), points.clone(), count.clone(), points.new_tensor(2)
     (x, y, z), (wx, wy, wz), (yz, zx, xy) = offset, weighted, products
-    planes = []
-    for added, least in _WINDOWS:
+    for added, _ in _WINDOWS:
         for dy, dx in itertools.product(range(_MARGIN + 1), repeat=2):
             if dy**2 + dx**2 not in added:
                 continue
@@ -174,8 +188,26 @@ def _window_planes(padded: Tensor) -> list[_Planes]:
                 yz.addcmul_(y, wz)
                 zx.addcmul_(z, wx)
                 xy.addcmul_(x, wy)
-        planes.append(_fit(count, first, squares, products, least))
-    return planes
+        yield count, first, squares, products
+
+
+def _moments_in_plain_operators(
+    moved: Sequence[Sequence[Tensor]], points: Tensor, reach_y: Tensor, reach_x: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The same for other runtimes, to which writing into a part of a tensor is a copy of all of it."""
+    count, first, squares, products = torch.ones_like(points[0]), *(torch.zeros_like(points) for _ in range(3))
+    for added, _ in _WINDOWS:
+        steps = range(-_MARGIN, _MARGIN + 1)
+        shifts = [(dy, dx) for dy, dx in itertools.product(steps, repeat=2) if dy**2 + dx**2 in added]
+        offset = torch.stack([moved[_MARGIN + dy][_MARGIN + dx] for dy, dx in shifts], dim=1) - points.unsqueeze(1)
+        rows, columns = (points.new_tensor(axis).square().view(-1, 1, 1, 1) for axis in zip(*shifts, strict=True))
+        weight = (2 - offset.square().sum(0) / (reach_y * rows + reach_x * columns)).clamp(0, 1)
+        weighted = offset * weight
+        count = count + weight.sum(0)
+        first = first + weighted.sum(1)
+        squares = squares + (offset * weighted).sum(1)
+        products = products + (offset.roll(-1, 0) * weighted.roll(-2, 0)).sum(1)  # y wz, z wx, x wy
+        yield count, first, squares, products
 
 
 def _squared_reach(padded: Tensor, axis: int) -> Tensor:
@@ -267,8 +299,6 @@ def _try_next_windows(points: Tensor, planes: _Planes, normals: Tensor, best: Te
     # spans no plane with its own neighbours gets none from others
     hopeful = seen & (best < _NO_PLANE) & (best > _lowest_around(planes.cost) * (_SHIFT_PENALTY + 1))
     image, row, column = hopeful.nonzero().unbind(1)
-    if not len(row):
-        return
     height, width = best.shape[1:]
     shifts = sorted(itertools.product((-1, 0, 1), repeat=2), key=lambda shift: shift[0] ** 2 + shift[1] ** 2)[1:]
     dy, dx = torch.tensor(shifts, device=best.device).T[..., None]

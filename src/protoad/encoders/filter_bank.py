@@ -209,14 +209,17 @@ def _principal_axes(tokens: Tensor, components: int) -> Tensor:
 
 def _filter(maps: Tensor, sigma: float, order_y: int, order_x: int, step: int) -> Tensor:
     """Separable Gaussian derivative of `(b c y x)` at the centre of every block of `step` pixels, borders reflected."""
-    rows = _matrix(maps.shape[-2], sigma, order_y, step).to(maps)
-    columns = _matrix(maps.shape[-1], sigma, order_x, step).to(maps)
+    rows = torch.from_numpy(_matrix(maps.shape[-2], sigma, order_y, step)).to(maps)
+    columns = torch.from_numpy(_matrix(maps.shape[-1], sigma, order_x, step)).to(maps)
     return rows @ (maps @ columns.T)
 
 
 @lru_cache(maxsize=64)
-def _matrix(size: int, sigma: float, order: int, step: int) -> Tensor:
-    """One-dimensional filter as a matrix `(size / step, size)`: a dense product is faster than a long convolution."""
+def _matrix(size: int, sigma: float, order: int, step: int) -> np.ndarray:
+    """One-dimensional filter as a matrix `(size / step, size)`: a dense product is faster than a long convolution.
+
+    An array: a tensor that outlives the call would bring inference mode, or what an export traces with, into the next.
+    """
     radius = math.ceil(4 * sigma + step / 2)
     centres = step * np.arange(size // step) + (step - 1) / 2
     pixels = np.floor(centres)[:, None].astype(int) + np.arange(-radius, radius + 1)
@@ -230,5 +233,4 @@ def _matrix(size: int, sigma: float, order: int, step: int) -> Tensor:
     folded = np.abs((pixels + size - 1) % max(2 * size - 2, 1) - (size - 1))
     matrix = np.zeros((size // step, size))
     np.add.at(matrix, (np.arange(size // step)[:, None], folded), taps)
-    with torch.inference_mode(False):  # the matrix outlives this call and must serve autograd later
-        return torch.from_numpy(matrix).float()
+    return matrix.astype(np.float32)

@@ -158,7 +158,7 @@ class TimmEncoder(Encoder):
             tokens = self._transformer_tokens(normalised)
         else:
             tokens = self._cnn_tokens(normalised, (ty, tx))
-        if tokens.shape != (len(images), ty * tx, self.dim):
+        if tokens.shape != (images.shape[0], ty * tx, self.dim):
             raise EncoderError(
                 f"{self.name}: expected tokens (b n d) = ({len(images)}, {ty * tx}, {self.dim}), the network gave "
                 f"{tuple(tokens.shape)}; choose a plain vision transformer or a convolutional network"
