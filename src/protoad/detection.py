@@ -173,11 +173,11 @@ class FeatureExtractor(nn.Module):
         """
         blind, seen = self._share(valid, near=True) < _MOSTLY, mask
         if self.looks is not None and "rgb" in tokens:
-            looks = torch.where(blind, self.looks(tokens["rgb"]), mask)
+            looks = (blind & self.looks(tokens["rgb"])) | (~blind & mask)
             seen = looks | ~looks.any(1, keepdim=True)
         loss = self._without_depth(valid, seen)
         short = loss > self.usual_loss + _MARGIN
-        mask = torch.where(short[:, None], seen, mask)
+        mask = (short[:, None] & seen) | (~short[:, None] & mask)  # not by where: ONNX Runtime has none of booleans
         return Features(dict(tokens), mask, blind & short[:, None], torch.where(short, loss, 0.0))
 
     def _without_depth(self, valid: Tensor, mask: Tensor) -> Tensor:
