@@ -15,16 +15,16 @@ from pathlib import Path
 import torch
 from pirn.config import PIRNConfig
 from pirn.detector import PIRNDetector
-from pirn.experiment import EvaluationSet, read_test, train_category
+from pirn.experiment import open_test, train_category
 
-from protoad.data import write_dataset
+from protoad.data import Prepared, write_dataset
 from protoad.encoders import FeatureCache
 
 
-def scores(pirn: PIRNDetector, test: EvaluationSet, threads: int, batch: int) -> torch.Tensor:
+def scores(pirn: PIRNDetector, test: list[Prepared], threads: int, batch: int) -> torch.Tensor:
     torch.set_num_threads(threads)
     pirn.extractor.cache = FeatureCache()  # encoded anew
-    chunks = [test.parts[start : start + batch] for start in range(0, len(test.parts), batch)]
+    chunks = [test[start : start + batch] for start in range(0, len(test), batch)]
     return torch.cat([pirn.detector(pirn.extractor(chunk)).score for chunk in chunks])
 
 
@@ -33,7 +33,7 @@ def measure(root: Path, encoder: str) -> dict[str, float]:
     for threads in (1, 2):
         torch.set_num_threads(threads)
         trained.append(train_category(config, root, "cookie", 10)[0])
-    test = read_test(config, root, "cookie")
+    test = list(open_test(config, root, "cookie").parts)
     expected = scores(trained[0], test, 1, 8)
     others = {
         "2 threads": scores(trained[0], test, 2, 8),

@@ -186,7 +186,7 @@ def _blind(part: Prepared, rows: slice) -> Prepared:
 def test_tokens_without_depth_are_judged_by_their_looks() -> None:
     torch.manual_seed(0)
     shots = [_scene(table=0.2, part=0.7) for _ in range(4)]
-    extractor = _extractor().fit(shots)
+    extractor = _extractor(fill_holes=True).fit(shots)
     assert extractor.usual_loss == 0
     inside = extractor.token_mask(shots)[0]
     features = extractor([shots[0], _blind(shots[1], slice(0, 32))])
@@ -205,6 +205,19 @@ def test_tokens_without_depth_are_judged_by_their_looks() -> None:
     assert whole.guessed is None
     for modality, tokens in whole.tokens.items():
         torch.testing.assert_close(features.tokens[modality][:1], tokens)
+
+
+def test_a_hole_that_is_not_filled_leaves_the_colours_alone() -> None:
+    torch.manual_seed(0)
+    shots = [_scene(table=0.2, part=0.7) for _ in range(4)]
+    broken = _blind(shots[1], slice(0, 32))
+    filled, plain = (_extractor(fill_holes=fills).fit(shots)([shots[0], broken]) for fills in (True, False))
+    assert plain.guessed is not None
+    assert plain.guessed.tolist() == [[False] * 64, [True] * 64]
+    assert torch.equal(plain.mask, filled.mask)
+    torch.testing.assert_close(plain.tokens["rgb"], filled.tokens["rgb"])
+    torch.testing.assert_close(plain.tokens["normals"][0], filled.tokens["normals"][0])
+    assert not torch.allclose(plain.tokens["normals"][1], filled.tokens["normals"][1])
 
 
 def test_as_many_holes_as_the_shots_had_are_nothing_to_mind() -> None:

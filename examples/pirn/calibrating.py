@@ -40,24 +40,31 @@ def calibrate_category(
         DataError: for missing or damaged data.
         CalibrationError: for too few parts for the rate.
     """
-    names: list[str] = []
+    held_out = _held_out(pirn, root)
+    calibrate([0.0] * len(held_out), false_reject_rate=false_reject_rate, force=force)  # says so at once if too few
     scores: _Scores = {}
+    for parts, index in held_out:
+        _add_scores(scores, pirn, parts, index)
+    _keep(pirn, scores, false_reject_rate, "split", force=force)
+    return [parts.names[index] for parts, index in held_out], []
+
+
+def _held_out(pirn: PIRNDetector, root: str | Path) -> list[tuple[Dataset | PreparedSet, int]]:
+    """The good parts that are no shots: split and position."""
+    found: list[tuple[Dataset | PreparedSet, int]] = []
     for split in ("train", "validation"):
         try:
-            held_out = open_split(pirn.config, root, pirn.category, split, pirn.source)
+            parts = open_split(pirn.config, root, pirn.category, split, pirn.source)
         except MissingSplitError:  # not every data set has a validation split
             continue
-        labels = zip(held_out.names, held_out.labels, strict=True)
-        for index in [i for i, (name, label) in enumerate(labels) if label == 0 and name not in pirn.shots]:
-            _add_scores(scores, pirn, held_out, index)
-            names.append(held_out.names[index])
-    if not names:
+        labels = zip(parts.names, parts.labels, strict=True)
+        found += [(parts, i) for i, (name, label) in enumerate(labels) if label == 0 and name not in pirn.shots]
+    if not found:
         raise DataError(
             f"{root}: holds no good part of {pirn.category} beyond the shots; add some to train or validation, or "
             "calibrate by leaving out one shot after the other with --method cross"
         )
-    _keep(pirn, scores, false_reject_rate, "split", force=force)
-    return names, []
+    return found
 
 
 def cross_calibrate_category(
@@ -81,6 +88,7 @@ def cross_calibrate_category(
         DataError: for missing or damaged data, or fewer than three shots.
         CalibrationError: for too few shots for the rate.
     """
+    calibrate([0.0] * len(pirn.shots), false_reject_rate=false_reject_rate, method="cross", force=force)
     if len(pirn.shots) < 3:
         raise DataError(f"{pirn.category}: {len(pirn.shots)} shots are too few to leave one out; give three or more")
     train_set = open_split(pirn.config, root, pirn.category, "train", pirn.source)

@@ -43,8 +43,13 @@ def conditions(config: PIRNConfig) -> list[Condition]:
     every = config.modalities
     usual = [every, *((m,) for m in every if len(every) > 1 and m != "rgb")]
     found = [Condition(modalities) for modalities in usual]
-    found += [Condition(one, lost) for one in usual if "normals" in one for lost in _STEPS]
+    found += [Condition(one, lost) for one in usual for lost in _STEPS if _copes_with_holes(config, one)]
     return [*found, Condition(("rgb",), NO_DEPTH)] if "rgb" in every else found
+
+
+def _copes_with_holes(config: PIRNConfig, modalities: tuple[str, ...]) -> bool:
+    """Whether normals with holes are of use: filled ones, or where there is nothing else to go by."""
+    return "normals" in modalities and (config.fill_holes or modalities == ("normals",))
 
 
 def condition_of(config: PIRNConfig, name: str, *, colour: bool, lost: float) -> Condition:
@@ -59,11 +64,11 @@ def condition_of(config: PIRNConfig, name: str, *, colour: bool, lost: float) ->
     Raises:
         DataError: if what there is of the part is not enough.
     """
-    normals = "normals" in config.modalities and lost <= _STEPS[-1]
     rgb = "rgb" in config.modalities and colour
-    if normals:
-        step = next(step for step in (ALL_DEPTH, *_STEPS) if lost <= step)
-        return Condition(config.modalities if rgb or "rgb" not in config.modalities else ("normals",), step)
+    modalities = tuple(m for m in config.modalities if m != "rgb" or rgb)
+    step = next((step for step in (ALL_DEPTH, *_STEPS) if lost <= step), NO_DEPTH)
+    if "normals" in modalities and (step == ALL_DEPTH or (step < NO_DEPTH and _copes_with_holes(config, modalities))):
+        return Condition(modalities, step)
     if rgb:
         return Condition(("rgb",), NO_DEPTH if lost else ALL_DEPTH)
     missing = "its image is missing" if config.modalities == ("rgb",) else f"{lost:.0%} of its depth is missing"

@@ -28,6 +28,7 @@ class PIRNConfig:
     plane_distance: float | None = _option(
         None, "metres off the table up to which a point is table (default: 0.005; 0.002 for dowel)"
     )
+    fill_holes: bool = _option(False, "continue normals into holes of the depth, so that they are no evidence")
     augment: int = _option(0, "turned and shifted copies of each shot to learn from as well")
     num_prototypes: int = _option(30, "prototypes per modality, K")
     num_layers: int = _option(2, "decoder layers, L")

@@ -55,7 +55,13 @@ def build_extractor(config: PIRNConfig, *, cache: FeatureCache | None = None) ->
         encoders[modality] = pretrained or build_encoder(
             config.encoder, weights=config.weights, image_size=config.image_size, seed=config.seed
         )
-    return FeatureExtractor(encoders, image_size=config.image_size, foreground=config.foreground, cache=cache)
+    return FeatureExtractor(
+        encoders,
+        image_size=config.image_size,
+        foreground=config.foreground,
+        fill_holes=config.fill_holes,
+        cache=cache,
+    )
 
 
 def clear_snapshot(folder: Path) -> None:

@@ -142,7 +142,7 @@ class DeployedDetector(nn.Module):
         images = named if self.inputs == "prepared" else _prepare(named, self.size)
         everything = torch.ones_like(images[self.modalities[0]][:, 0], dtype=torch.bool)
         valid = images.get("valid", everything)
-        if "normals" in images:
+        if "normals" in images and self.extractor.fill_holes:
             images = {**images, "normals": fill_normals(images["normals"], valid)}
         tokens = {m: self.extractor.encoders[m](images[m]) for m in self.modalities}
         mask = self.extractor.pool(images.get("foreground", everything))

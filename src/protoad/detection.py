@@ -28,7 +28,7 @@ class Features(NamedTuple):
     Attributes:
         tokens: modality ("rgb", "normals") -> (b n d).
         mask: (b n) bool, True for tokens that count.
-        guessed: (b n) bool, True for tokens whose normals are mostly guessed, on parts with more holes in their depth
+        guessed: (b n) bool, True for tokens that their normals say nothing of, on parts with more holes in their depth
             than the shots had; None where there are none.
         lost: (b) share of the part without depth, 0 for parts with no more holes than the shots; None: nobody looked.
     """
@@ -79,13 +79,15 @@ class Reconstructor(nn.Module):
 class FeatureExtractor(nn.Module):
     """Frozen encoders of one or two modalities, and the mask of the tokens that count.
 
-    Holes in the depth are filled before normals are encoded. On a part with more of them than any shot had, tokens
-    without depth count if they look like the part, and are marked as guessed.
+    A part with more holes in its depth than any shot had is not judged by its normals there: tokens without depth count
+    if they look like the part, and those to be judged by their colours alone are marked as guessed.
 
     Args:
         encoders: modality ("rgb" and / or "normals", fields of `Prepared`) -> encoder.
         image_size: side of the square images, pixels.
         foreground: whether only tokens with a foreground pixel count; otherwise all do.
+        fill_holes: whether normals are continued into holes before they are encoded. Then only the tokens within holes
+            are guessed; otherwise a hole is an edge to the encoder, and all tokens of such a part are.
         cache: where features are kept; each image is encoded once.
     """
 
@@ -97,11 +99,12 @@ class FeatureExtractor(nn.Module):
         *,
         image_size: int,
         foreground: bool = True,
+        fill_holes: bool = False,
         cache: FeatureCache | None = None,
     ) -> None:
         super().__init__()
         self.encoders: Mapping[str, Encoder] = nn.ModuleDict(encoders)  # type: ignore[assignment]
-        self.image_size, self.foreground = image_size, foreground
+        self.image_size, self.foreground, self.fill_holes = image_size, foreground, fill_holes
         self.cache = FeatureCache() if cache is None else cache
         grids = {m: encoder.grid(image_size) for m, encoder in encoders.items()}
         if len(set(grids.values())) != 1:
@@ -178,7 +181,8 @@ class FeatureExtractor(nn.Module):
         loss = self._without_depth(valid, seen)
         short = loss > self.usual_loss + _MARGIN
         mask = (short[:, None] & seen) | (~short[:, None] & mask)  # not by where: ONNX Runtime has none of booleans
-        return Features(dict(tokens), mask, blind & short[:, None], torch.where(short, loss, 0.0))
+        guessed = short[:, None] & (blind if self.fill_holes else torch.ones_like(blind))
+        return Features(dict(tokens), mask, guessed, torch.where(short, loss, 0.0))
 
     def _without_depth(self, valid: Tensor, mask: Tensor) -> Tensor:
         """(b) share of what counts, mask (b n), that has no depth."""
@@ -196,7 +200,7 @@ class FeatureExtractor(nn.Module):
 
     def _images(self, parts: Sequence[Prepared], modality: str) -> Tensor:
         images = torch.stack([getattr(part, modality) for part in parts]).to(self.device)
-        if modality == "rgb":
+        if modality == "rgb" or not self.fill_holes:
             return images
         return fill_normals(images, self._valid(parts))
 

@@ -10,9 +10,9 @@ import torch
 from pirn.cli import main
 from pirn.config import PIRNConfig
 from pirn.detector import PIRNDetector
-from pirn.experiment import EvaluationSet, read_test, train_category
+from pirn.experiment import open_test, train_category
 
-from protoad.data import write_dataset
+from protoad.data import Prepared, write_dataset
 from protoad.encoders import FeatureCache
 
 ENCODERS = ["filter_bank", "timm:mobilenetv2_050,weights=random"]
@@ -32,10 +32,10 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _scores(pirn: PIRNDetector, test: EvaluationSet, batch: int) -> torch.Tensor:
+def _scores(pirn: PIRNDetector, test: list[Prepared], batch: int) -> torch.Tensor:
     """Of all test parts, so many at a time, encoded anew."""
     pirn.extractor.cache = FeatureCache()
-    chunks = [test.parts[start : start + batch] for start in range(0, len(test.parts), batch)]
+    chunks = [test[start : start + batch] for start in range(0, len(test), batch)]
     return torch.cat([pirn.detector(pirn.extractor(chunk)).score for chunk in chunks])
 
 
@@ -43,8 +43,8 @@ def _scores(pirn: PIRNDetector, test: EvaluationSet, batch: int) -> torch.Tensor
 def test_threads_and_batches_hardly_move_a_score(root: Path, encoder: str, threads: None) -> None:
     config = PIRNConfig(encoder=encoder, image_size=96, epochs=2, num_prototypes=4)
     pirn, _ = train_category(config, root, "cookie", 3)
-    test = read_test(config, root, "cookie")
-    assert len(test.parts) >= 8
+    test = list(open_test(config, root, "cookie").parts)
+    assert len(test) >= 8
     expected = _scores(pirn, test, 8)
     for count, batch in ((2, 8), (1, 1)):
         torch.set_num_threads(count)

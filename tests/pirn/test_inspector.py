@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pirn import Inspector
+from pirn.cli import main
 from pirn.conditions import condition_of, conditions
 from pirn.config import PIRNConfig
 from pirn.inspection import in_words, overlay, row
@@ -15,10 +16,21 @@ from protoad import DataError
 from protoad.data import load_sample, lose_depth, prepare
 from protoad.errors import CheckpointError, ConfigError
 
+FAST = ["--image-size", "96", "--epochs", "2", "--num-prototypes", "4"]
+
 
 @pytest.fixture(scope="module")
 def inspector(calibrated: Path) -> Inspector:
     return Inspector.load(calibrated)
+
+
+@pytest.fixture(scope="module")
+def filler(cookies: Path, tmp_path_factory: pytest.TempPathFactory) -> Inspector:
+    out, data = tmp_path_factory.mktemp("filler"), ["--root", str(cookies)]
+    train = ["train", *data, "--category", "cookie", "--shots", "3", *FAST, "--fill-holes", "--out", str(out)]
+    assert main(train) == 0
+    assert main(["calibrate", "--checkpoint", str(out), *data, "--false-reject-rate", "0.2"]) == 0
+    return Inspector.load(out)
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +95,20 @@ def test_what_is_missing_is_said_and_judged_by_good_parts_that_lacked_it_too(ins
         assert found.score == inspector(stained.rgb, nothing).score
 
 
-@pytest.mark.parametrize(("share", "name"), [(0.3, "up to 40%"), (0.5, "up to 60%"), (0.9, "no depth")])
-def test_holes_in_the_depth_are_no_alarm(inspector: Inspector, cookies: Path, share: float, name: str) -> None:
+@pytest.mark.parametrize(
+    ("fills", "share", "name"),
+    [
+        (False, 0.1, "no depth"),
+        (False, 0.5, "no depth"),
+        (True, 0.3, "up to 40%"),
+        (True, 0.5, "up to 60%"),
+        (True, 0.9, "no depth"),
+    ],
+)
+def test_holes_in_the_depth_are_no_alarm(
+    inspector, filler, cookies: Path, fills: bool, share: float, name: str
+) -> None:
+    inspector = filler if fills else inspector
     good = cookies / "cookie" / "test" / "good"
     sample = load_sample(good / "rgb" / "000.png", good / "xyz" / "000.tiff")
     worse = lose_depth(sample, share, "specks", seed=5)
@@ -121,16 +145,20 @@ def test_bad_arrays_are_named(inspector: Inspector, stained) -> None:
 
 def test_each_modality_has_its_conditions() -> None:
     both, colour, shape = (PIRNConfig(modality=m) for m in ("both", "rgb", "normals"))  # type: ignore[arg-type]
-    assert [c.name for c in conditions(both)][:2] == ["rgb+normals", "normals"]
-    assert len(conditions(both)) == 9
+    filled = PIRNConfig(fill_holes=True)
+    steps = [f"normals, up to {step}% of the depth lost" for step in (20, 40, 60)]
+    assert [c.name for c in conditions(both)] == ["rgb+normals", "normals", *steps, "rgb, no depth"]
     assert [c.name for c in conditions(colour)] == ["rgb", "rgb, no depth"]
-    assert [c.name for c in conditions(shape)] == ["normals"] + [
-        f"normals, up to {n}0% of the depth lost" for n in (2, 4, 6)
-    ]
-    for config in (both, colour, shape):
+    assert [c.name for c in conditions(shape)] == ["normals", *steps]
+    assert len(conditions(filled)) == 9
+    for config in (both, colour, shape, filled):
         for lost in (0.0, 0.05, 0.2, 0.21, 0.6):
             assert condition_of(config, "a", colour=True, lost=lost) in conditions(config)
-    assert condition_of(both, "a", colour=True, lost=0.61).name == "rgb, no depth"
+    for lost in (0.05, 0.61):
+        assert condition_of(both, "a", colour=True, lost=lost).name == "rgb, no depth"
+    assert condition_of(both, "a", colour=False, lost=0.05).name == steps[0]
+    assert condition_of(filled, "a", colour=True, lost=0.21).name == "rgb+normals, up to 40% of the depth lost"
+    assert condition_of(filled, "a", colour=True, lost=0.61).name == "rgb, no depth"
     assert condition_of(colour, "a", colour=True, lost=0.3).name == "rgb, no depth"
     for config, seen in ((both, False), (colour, False), (shape, True)):
         with pytest.raises(DataError, match="a: its image is missing" if config is colour else "a: 80% of its depth"):
