@@ -21,7 +21,7 @@ from protoad.report import write_csv, write_jsonl
 from protoad.scoring import FUSED
 from protoad.viz import heatmap_overlay, with_boxes, with_color_bar
 
-__all__ = ["PartSource", "in_cells", "in_words", "inspect_parts", "overlay", "read_and_inspect", "row"]
+__all__ = ["PartSource", "in_cells", "in_words", "inspect_parts", "marked", "overlay", "read_and_inspect", "row"]
 
 _OVERLAY_SIZE = 448  # pixels; smaller frames are enlarged to be seen
 
@@ -113,8 +113,8 @@ def in_words(found: Inspection) -> str:
     return f"{text} ({found.note})" if found.note else text
 
 
-def overlay(inspector: Inspector, found: Inspection) -> np.ndarray:
-    """The frame with its heatmap, boxes around the regions and a colour bar, enlarged to be seen."""
+def marked(inspector: Inspector, found: Inspection) -> np.ndarray:
+    """The frame with its heatmap and boxes around the regions, enlarged to be seen, (y x 3) uint8."""
     low, high = inspector.pirn.detector.heatmap_range()
     height, width = found.picture.shape[:2]
     scale = max(1.0, _OVERLAY_SIZE / max(height, width))
@@ -122,5 +122,10 @@ def overlay(inspector: Inspector, found: Inspection) -> np.ndarray:
     picture = interpolate(from_numpy(found.picture).permute(2, 0, 1)[None].float(), size=size, mode="bicubic")
     heatmap = interpolate(from_numpy(found.maps[FUSED])[None, None], size=size, mode="bilinear")[0, 0].numpy()
     shown = heatmap_overlay(to_picture(picture[0] / 255), heatmap, vmin=low, vmax=high)
-    boxes = [(r.x * scale, r.y * scale, r.width * scale, r.height * scale) for r in found.regions]
-    return with_color_bar(with_boxes(shown, boxes), vmin=low, vmax=high)
+    return with_boxes(shown, [(r.x * scale, r.y * scale, r.width * scale, r.height * scale) for r in found.regions])
+
+
+def overlay(inspector: Inspector, found: Inspection) -> np.ndarray:
+    """The same with a colour bar."""
+    low, high = inspector.pirn.detector.heatmap_range()
+    return with_color_bar(marked(inspector, found), vmin=low, vmax=high)

@@ -10,7 +10,7 @@ import numpy as np
 import protoad
 from pirn.detector import PIRNDetector
 from pirn.experiment import Seen
-from pirn.inspection import overlay
+from pirn.inspection import marked
 from pirn.inspector import Inspection, Inspector
 from pirn.pictures import to_picture
 from protoad.calibration import Calibration
@@ -40,7 +40,7 @@ class DetectionReport:
     def add(self, found: Inspection) -> None:
         """Takes in a part."""
         low, high = self.inspector.pirn.detector.heatmap_range()
-        pictures = {"part": found.picture, "where": overlay(self.inspector, found)}
+        pictures = {"part": found.picture, "where": marked(self.inspector, found)}
         for modality in found.condition.modalities:
             heatmap = found.maps[modality]
             pictures[f"by {modality}"] = heatmap_overlay(found.picture, heatmap, vmin=low, vmax=high)
@@ -152,8 +152,6 @@ def _report(pirn: PIRNDetector, title: str) -> HTMLReport:
         return HTMLReport(title, facts={**facts, "threshold": "none; not calibrated"})
     facts["good parts rejected"] = f"at most {calibration.guaranteed_rate:.3g} of them"
     facts["calibrated with"] = f"{len(calibration.scores)} good parts ({calibration.method})"
-    others = {name: other.threshold for name, other in pirn.calibrations.items() if other is not calibration}
-    facts |= {f"threshold, {name}": f"{threshold:.2f}" for name, threshold in sorted(others.items())}
     return HTMLReport(title, facts=facts, threshold=calibration.threshold)
 
 
