@@ -45,12 +45,14 @@ class DetectionReport:
             heatmap = found.maps[modality]
             pictures[f"by {modality}"] = heatmap_overlay(found.picture, heatmap, vmin=low, vmax=high)
         verdict = found.verdict
+        # None would be decided by the usual threshold, which is not that of a condition without one of its own
+        undecided = False if self.inspector.pirn.calibrations else None
         self._report.add_part(
             found.name,
             found.score,
             pictures=pictures,
             p_value=None if verdict is None else verdict.p_value,
-            reject=False if verdict is None else verdict.reject,
+            reject=undecided if verdict is None else verdict.reject,
             details={"condition": found.condition.name, "regions": len(found.regions)},
         )
 
