@@ -77,9 +77,8 @@ def fail_after(outcomes: Mapping[str, object]) -> None:
         raise next(iter(errors.values()))
     if errors:
         reasons = "".join(f"\n  {category}: {error}" for category, error in errors.items())
-        raise ProtoadError(
-            f"{len(errors)} of {len(outcomes)} categories failed, the others are done and kept:{reasons}"
-        )
+        rest = ", the others are done and kept" if len(errors) < len(outcomes) else ""
+        raise ProtoadError(f"{len(errors)} of {len(outcomes)} categories failed{rest}:{reasons}")
 
 
 def train_one(job: TrainJob, process_group: Group = None) -> Trained:
