@@ -11,7 +11,7 @@ from pirn import Inspector, PIRNDetector
 from pirn.cli import main
 from pirn.conditions import conditions
 
-from protoad.data import list_files, read_part, write_dataset
+from protoad.data import list_files, lose_depth, prepare, read_part, write_dataset
 from protoad.errors import CheckpointError
 
 FAST = ["--image-size", "96", "--epochs", "2", "--num-prototypes", "4"]
@@ -103,6 +103,18 @@ def test_scores_are_those_of_the_parts_as_they_would_come(root: Path, trained: P
                     by_condition[found.condition.name].append(found.score)
     for name, scores in by_condition.items():
         assert inspector.pirn.calibrations[name].scores == pytest.approx(sorted(scores), abs=1e-6)
+
+
+def test_of_two_kinds_of_holes_the_higher_score_counts(root: Path, trained: Path) -> None:
+    assert _calibrate(trained, root, "--false-reject-rate", "0.2") == 0
+    pirn = PIRNDetector.load(trained / "cookie")
+    validation = pirn.source.open(root, "cookie", "validation")
+    calibration = pirn.calibrations["normals, up to 40% of the depth lost"]
+    for index in range(len(validation)):
+        parts = [prepare(lose_depth(validation[index], 0.4, kind, seed=index), 96) for kind in ("specks", "blobs")]
+        scores = pirn.detector(pirn.extractor(parts, ["normals"])).score.tolist()
+        assert min(abs(max(scores) - score) for score in calibration.scores) < 1e-5
+        assert abs(scores[0] - scores[1]) > 1e-3
 
 
 def test_a_cache_has_no_holes_to_calibrate_with(root: Path, trained: Path, tmp_path: Path) -> None:

@@ -66,13 +66,20 @@ def test_positions_are_those_of_the_frame(inspector: Inspector, stained) -> None
     doubled_rgb = np.concatenate([stained.rgb, stained.rgb[:, :, ::-1][:, ::-1]], axis=1)
     doubled_xyz = np.concatenate([stained.xyz, stained.xyz[:, ::-1] * np.float32([-1, 1, 1])], axis=1)
     found = inspector(doubled_rgb, doubled_xyz)
-    assert found.maps["fused"].shape == (96, 192)
+    heatmap = found.maps["fused"]
+    assert heatmap.shape == (96, 192)
     assert overlay(inspector, found).shape[0] == 224  # enlarged to 448 across
+    above = heatmap > inspector.pirn.calibrations[found.condition.name].threshold
+    assert above.any()
+    assert sum(region.area for region in found.regions) == pytest.approx(above.sum(), rel=0.1)
     for region in found.regions:
+        assert heatmap[region.peak_y, region.peak_x] == pytest.approx(region.peak, rel=0.05)
+        above[region.y : region.y + region.height, region.x : region.x + region.width] = False
         assert 0 <= region.x < region.x + region.width <= 192
         assert 0 <= region.y < region.y + region.height <= 96
         assert 0 <= region.peak_x < 192
         assert 0 <= region.peak_y < 96
+    assert not above.any()  # the boxes hold all of it
 
 
 @pytest.mark.parametrize("missing", ["rgb", "xyz", "all of the depth"])
@@ -118,6 +125,8 @@ def test_holes_in_the_depth_are_no_alarm(
     assert "of the part without depth" in found.note
     assert found.verdict is not None
     assert not found.verdict.reject
+    if name == "no depth":  # what is left of the depth does not matter
+        assert found.score == inspector(worse.rgb, None).score
 
 
 def test_nothing_of_a_part_is_kept(inspector: Inspector, stained) -> None:
