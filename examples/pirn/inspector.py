@@ -15,7 +15,7 @@ from pirn.conditions import NO_DEPTH, Condition, condition_of
 from pirn.detector import PIRNDetector, find_checkpoint, load_members
 from pirn.pictures import to_picture
 from protoad.calibration import Verdict
-from protoad.data import EmptyCloudError, Prepared, Sample, SquareMap, prepare, prepare_colour, without_depth
+from protoad.data import EmptyCloudError, Prepared, Sample, SquareMap, prepare, prepare_colour
 from protoad.detection import Prediction
 from protoad.encoders import FeatureCache
 from protoad.errors import DataError
@@ -146,13 +146,14 @@ class Inspector:
         """The part prepared by what there is of it, the condition it comes under, and how much depth it lacks."""
         config, extractor = self.pirn.config, self.pirn.extractor
         there = [m for m in config.modalities if m != "rgb" or rgb is not None]
-        part, lost = prepare_colour(sample.rgb, config.image_size), NO_DEPTH
+        part = by_colour = prepare_colour(sample.rgb, config.image_size)
+        lost = NO_DEPTH
         if there:
             with contextlib.suppress(EmptyCloudError):
                 seen = prepare(sample, **asdict(config.preparation(self.pirn.category)))
                 part, lost = seen, float(extractor([seen], there).lost[0])
         condition = condition_of(config, name, colour=rgb is not None, lost=lost)
-        return without_depth(part) if condition.lost == NO_DEPTH else part, condition, lost
+        return by_colour if condition.lost == NO_DEPTH else part, condition, lost
 
     def _judge(self, part: Prepared, condition: Condition) -> tuple[Prediction, Verdict | None]:
         """Score and maps, and the verdict if the detector is calibrated for the condition."""
@@ -175,8 +176,9 @@ class Inspector:
             threshold = self.pirn.calibrations[condition.name].threshold
             if verdict.reject:  # by the detectors of a cross calibration, perhaps not by this one: halfway up the peak
                 threshold = min(threshold, (typical + float(prediction.score[0])) / 2)
-        placed = [_on_frame(region, frame) for region in find_regions(prediction.maps[FUSED][0].numpy(), threshold)]
-        return [region for region in placed if region.width > 0 and region.height > 0]
+        inside = frame.nearest(np.ones((frame.height, frame.width), dtype=bool))
+        heatmap = np.where(inside, prediction.maps[FUSED][0].numpy(), min(threshold, typical))
+        return [_on_frame(region, frame) for region in find_regions(heatmap, threshold)]
 
 
 def _as_sample(rgb: np.ndarray | None, xyz: np.ndarray | None, name: str) -> Sample:

@@ -176,7 +176,8 @@ class FeatureExtractor(nn.Module):
         """
         blind, seen = self._share(valid, near=True) < _MOSTLY, mask
         if self.looks is not None and "rgb" in tokens:
-            looks = (blind & self.looks(tokens["rgb"])) | (~blind & mask)
+            within = mask | valid.flatten(1).any(1, keepdim=True)  # without any depth, the mask is that of the frame
+            looks = (blind & within & self.looks(tokens["rgb"])) | (~blind & mask)
             seen = looks | ~looks.any(1, keepdim=True)
         loss = self._without_depth(valid, seen)
         short = loss > self.usual_loss + _MARGIN

@@ -84,15 +84,15 @@ def prepare(
 
 
 def prepare_colour(rgb: np.ndarray, size: int = 224) -> Prepared:
-    """Resizes the picture (y x 3) uint8 of a part that has no point cloud: no normal is known, and all may be part."""
-    nowhere = torch.zeros(size, size, dtype=torch.bool)
+    """Resizes the picture (y x 3) uint8 of a part without a point cloud: no normal is known, all of it may be part."""
     height, width = rgb.shape[:2]
-    colour = SquareMap(height, width, size).colour(rgb)
-    return without_depth(Prepared(colour, colour, nowhere, nowhere, nowhere))
+    frame = SquareMap(height, width, size)
+    colour, inside = frame.colour(rgb), torch.from_numpy(frame.nearest(np.ones((height, width), dtype=bool)))
+    return without_depth(Prepared(colour, colour, inside, inside, torch.zeros_like(inside)))._replace(foreground=inside)
 
 
 def without_depth(part: Prepared) -> Prepared:
-    """A prepared part as if it had come without its point cloud."""
+    """A prepared part as if it had come without its point cloud; what lies beside its frame is not known any more."""
     return part._replace(
         normals=torch.full_like(part.normals, 0.5),
         valid=torch.zeros_like(part.valid),
