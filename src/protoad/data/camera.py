@@ -49,7 +49,7 @@ def xyz_from_depth(depth: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
     fx, fy, cx, cy = intrinsics
     if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0):
         raise DataError(f"intrinsics: expected finite numbers and positive focal lengths, got {intrinsics}")
-    z = np.where(np.isfinite(depth) & (depth > 0), depth, np.nan).astype(np.float64)
+    z = np.where(np.isfinite(depth), depth, np.nan).astype(np.float64)
     height, width = depth.shape
     with np.errstate(over="ignore"):  # what float32 cannot hold was not seen
         x = (np.arange(width) - cx) / fx * z
