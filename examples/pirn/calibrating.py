@@ -12,7 +12,7 @@ from protoad.data import Dataset, MissingSplitError, PreparedSet, random_copies
 from protoad.encoders import FeatureCache
 from protoad.errors import DataError
 
-__all__ = ["calibrate_category", "cross_calibrate_category"]
+__all__ = ["calibrate_category", "cross_calibrate_category", "held_out"]
 
 _Scores = dict[Condition, list[float]]
 
@@ -40,16 +40,16 @@ def calibrate_category(
         DataError: for missing or damaged data.
         CalibrationError: for too few parts for the rate.
     """
-    held_out = _held_out(pirn, root)
-    calibrate([0.0] * len(held_out), false_reject_rate=false_reject_rate, force=force)  # says so at once if too few
+    unseen = held_out(pirn, root)
+    calibrate([0.0] * len(unseen), false_reject_rate=false_reject_rate, force=force)  # says so at once if too few
     scores: _Scores = {}
-    for parts, index in held_out:
+    for parts, index in unseen:
         _add_scores(scores, pirn, parts, index)
     _keep(pirn, scores, false_reject_rate, "split", force=force)
-    return [parts.names[index] for parts, index in held_out], []
+    return [parts.names[index] for parts, index in unseen], []
 
 
-def _held_out(pirn: PIRNDetector, root: str | Path) -> list[tuple[Dataset | PreparedSet, int]]:
+def held_out(pirn: PIRNDetector, root: str | Path) -> list[tuple[Dataset | PreparedSet, int]]:
     """The good parts that are no shots: split and position."""
     found: list[tuple[Dataset | PreparedSet, int]] = []
     for split in ("train", "validation"):
@@ -124,12 +124,16 @@ def _keep(pirn: PIRNDetector, scores: _Scores, rate: float, method: Method, *, f
 def _add_scores(scores: _Scores, pirn: PIRNDetector, parts: Dataset | PreparedSet, index: int) -> None:
     """Adds the scores of one good part under every condition."""
     part = parts[index]
-    pirn.extractor.cache = FeatureCache()  # shared by the conditions, and no longer than for one part
+    pirn.extractor.cache = FeatureCache(
+        pirn.extractor.cache.folder
+    )  # shared by the conditions, and no longer than for one part
     by_loss: dict[float, list[Condition]] = {}
     for condition in conditions(pirn.config):
         by_loss.setdefault(condition.lost, []).append(condition)
     for lost, similar in by_loss.items():
         imitations = imitate(part, lost, pirn.config.preparation(pirn.category), seed=index)
         for condition in similar if imitations else []:
-            found = pirn.detector(pirn.extractor(imitations, condition.modalities)).score
-            scores.setdefault(condition, []).append(float(found.max()))
+            features = pirn.extractor(imitations, condition.modalities)
+            if condition == Condition(condition.modalities) and features.lost is not None and features.lost.any():
+                continue  # with more holes than the shots had, it does not come under the usual condition
+            scores.setdefault(condition, []).append(float(pirn.detector(features).score.max()))

@@ -29,7 +29,9 @@ _NO_OPTIONS = ("name", "root", "dataset", "category", "categories", "split", "re
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; gives 0, 2 after one sentence on stderr when input is at fault, or 130 when interrupted."""
+    """Runs a command; gives 0, 2 after one sentence on stderr when input is at fault, 130
+    when interrupted, or 141 when nobody reads the output any more.
+    """
     arguments = _parser().parse_args(argv)
     try:
         with contextlib.ExitStack() as stack:
@@ -204,6 +206,7 @@ def _add_watch(subparsers: Any) -> None:
     parser.add_argument(
         "--until-idle", type=float, default=None, metavar="SECONDS", help="end when nothing came for so long"
     )
+    _add_dataset(parser, None)
     _add_device(parser)
     _add_weights(parser)
 
@@ -214,7 +217,7 @@ def _add_update(subparsers: Any) -> None:
     parser.add_argument("--category", default=None, metavar="NAME", help="which checkpoint, if several are there")
     parser.add_argument("--root", type=Path, required=True, help="folder that holds the categories, or a cache")
     parser.add_argument(
-        "--add", nargs="+", default=["all"], metavar="NAME", help="such as train/good/012 (default: all new ones)"
+        "--add", nargs="+", required=True, metavar="NAME", help="such as train/good/012, or: all that are no shots"
     )
     parser.add_argument("--more-epochs", type=int, default=3, metavar="N", help="to train on (default: 3)")
     parser.add_argument(

@@ -105,9 +105,11 @@ def calibrate(arguments: argparse.Namespace) -> None:
     for folder in find_checkpoints(arguments.checkpoint):
         _check_writable(folder)
         pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
-        pirn.to(arguments.device).source = _source(arguments, pirn.source)
+        stored, pirn.source = pirn.source, _source(arguments, pirn.source)
+        pirn.to(arguments.device)
         way = cross_calibrate_category if cross else calibrate_category
         names, members = way(pirn, arguments.root, arguments.false_reject_rate, force=arguments.force)
+        pirn.source = stored
         calibrated.append((folder, pirn, names, members))
     for folder, pirn, names, members in calibrated:
         save_members(folder, members)
@@ -124,9 +126,11 @@ def update(arguments: argparse.Namespace) -> None:
     folder = find_checkpoint(arguments.checkpoint, arguments.category)
     _check_writable(folder)
     pirn = PIRNDetector.load(folder, weights=arguments.weights, cache=FeatureCache(arguments.cache))
-    pirn.to(arguments.device).source = _source(arguments, pirn.source)
+    stored, pirn.source = pirn.source, _source(arguments, pirn.source)
     names = None if arguments.add == ["all"] else arguments.add
+    pirn.to(arguments.device)
     change = update_category(pirn, arguments.root, names, epochs=arguments.more_epochs, force=arguments.force)
+    pirn.source = stored
     kept = keep_previous(folder)
     pirn.save(folder)
     print(f"{pirn.category}: {len(change.added)} good parts added, {len(pirn.shots)} shots now; as it was -> {kept}")
@@ -162,13 +166,14 @@ def detect(arguments: argparse.Namespace) -> None:
 
 def _inspector(arguments: argparse.Namespace) -> Inspector:
     loaded = Inspector.load(arguments.checkpoint, category=arguments.category, weights=arguments.weights)
+    loaded.pirn.source = _source(arguments, loaded.pirn.source)
     return loaded.to(arguments.device)
 
 
 def _new_parts(arguments: argparse.Namespace, pirn: PIRNDetector) -> Iterable[tuple[str, PartSource]]:
     """Name and place of the parts to inspect."""
     if arguments.root is not None:
-        test = _source(arguments, pirn.source).open(arguments.root, pirn.category, "test")
+        test = pirn.source.open(arguments.root, pirn.category, "test")
         return ((sample.name.replace("/", "_"), sample) for sample in test)
     if arguments.folder is None:
         return [((arguments.rgb or arguments.xyz).stem, PartFiles(arguments.rgb, arguments.xyz))]
@@ -216,7 +221,7 @@ def _check_writable(folder: Path) -> None:
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise CheckpointError(f"{folder}: cannot be written; choose another --out")
+        raise CheckpointError(f"{folder}: cannot be written; choose another folder")
 
 
 def export(arguments: argparse.Namespace) -> None:

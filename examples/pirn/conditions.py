@@ -23,7 +23,8 @@ class Condition(NamedTuple):
 
     Attributes:
         modalities: that are looked at.
-        lost: share of the part without depth, beyond what the shots lacked: `ALL_DEPTH`, a step, or `NO_DEPTH`.
+        lost: up to which share of the part is without depth: `ALL_DEPTH` for no more holes than the shots had, a step,
+            or `NO_DEPTH`.
     """
 
     modalities: tuple[str, ...]
@@ -92,5 +93,9 @@ def imitate(part: Sample | Prepared, lost: float, settings: PrepareSettings, *, 
     if isinstance(part, Prepared):
         return [] if lost else [part]
     kinds: tuple[HoleKind, ...] = get_args(HoleKind)
-    samples = [lose_depth(part, lost, kind, seed=seed) for kind in kinds] if lost else [part]
+    samples = (
+        [lose_depth(part, lost, kind, seed=seed, plane_distance=settings.plane_distance) for kind in kinds]
+        if lost
+        else [part]
+    )
     return [prepare(sample, **asdict(settings)) for sample in samples]

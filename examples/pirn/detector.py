@@ -190,7 +190,8 @@ class PIRNDetector:
         """
         self.shots = list(names)
         everything = [*parts, *copies]
-        mine = self.extractor.fit(everything, process_group)(everything)
+        self.extractor.fit(parts, process_group, copies=copies)
+        mine = self.extractor.learnt_from(everything)
 
         def whole(pieces: torch.Tensor) -> torch.Tensor:
             """Of all processes, in the order of one: the parts, then the copies."""
@@ -277,9 +278,13 @@ class PIRNDetector:
 
 def save_members(folder: Path, members: Sequence[PIRNDetector]) -> None:
     """Keeps the detectors of a cross calibration beside the one they calibrate, in place of earlier ones."""
-    shutil.rmtree(folder / _MEMBERS, ignore_errors=True)
+    fresh = folder / f"{_MEMBERS}.new"  # those that are there stay until these are whole
+    shutil.rmtree(fresh, ignore_errors=True)
     for index, member in enumerate(members):
-        member.save(folder / _MEMBERS / f"{index:03d}")
+        member.save(fresh / f"{index:03d}")
+    shutil.rmtree(folder / _MEMBERS, ignore_errors=True)
+    if members:
+        fresh.rename(folder / _MEMBERS)
 
 
 def load_members(folder: Path, pirn: PIRNDetector, *, weights: str | None = None) -> list[PIRNDetector]:
@@ -292,6 +297,8 @@ def load_members(folder: Path, pirn: PIRNDetector, *, weights: str | None = None
     if not cross:
         return []
     expected = [[name for name in pirn.shots if name != left_out] for left_out in pirn.shots]
+    if not (folder / _MEMBERS).is_dir():
+        raise CheckpointError(f"{folder}: the detectors it was calibrated with are gone; calibrate it again")
     members = [PIRNDetector.load(path, weights=weights) for path in find_checkpoints(folder / _MEMBERS)]
     if [member.shots for member in members] != expected or {member.config for member in members} != {pirn.config}:
         raise CheckpointError(

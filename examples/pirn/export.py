@@ -93,7 +93,9 @@ def describe(pirn: PIRNDetector, checkpoint: Path, inputs: Inputs) -> dict[str, 
         "calibrations": {
             str(one.lost): _plain(asdict(pirn.calibrations[one.name]), pirn.calibrations[one.name].threshold)
             for one in conditions(pirn.config)
-            if one.modalities == pirn.config.modalities and one.name in pirn.calibrations
+            if one.modalities == pirn.config.modalities
+            and one.name in pirn.calibrations
+            and pirn.calibrations[one.name].method == "split"  # cross asks detectors that are not in the file
         },
         "config": asdict(replace(pirn.config, weights=None)),  # nobody's folders
         "versions": {"protoad": protoad.__version__, "torch": torch.__version__},

@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def read_and_inspect(inspector: Inspector, name: str, part: PartSource) -> Inspe
         DataError: if a file is damaged, or there is not enough of the part.
     """
     if isinstance(part, Sample):
-        return inspector(part.rgb, part.xyz, name=name)
+        return replace(inspector.inspect_sample(part), name=name)
     unit = "mm" if ("unit", "mm") in inspector.pirn.source.options else "m"
     return inspector(*read_part(part, unit=unit), name=name)
 

@@ -34,10 +34,11 @@ class Inspection:
         score: larger is more anomalous.
         verdict: p-value and decision; None for a detector that was not calibrated for the condition.
         condition: what of the part could be looked at.
-        lost: share of the part without depth beyond what is usual; 1 without any.
+        lost: share of the part without depth, 0 for parts with no more holes than the shots; 1 without any.
         maps: "rgb", "normals" and "fused", those there are -> (y x) float32 heatmap.
         regions: spots above the threshold, the worst first; above the worst spot of any shot where there is none.
         peaks: modality -> largest score of its own heatmap.
+        note: what was missing, in words; empty for a part that came with everything.
         picture: (y x 3) uint8, what heatmaps are drawn on: the image, or the normals in colours.
         seconds: it took.
     """
@@ -50,19 +51,9 @@ class Inspection:
     maps: dict[str, np.ndarray]
     regions: list[Region]
     peaks: dict[str, float]
+    note: str
     picture: np.ndarray
     seconds: float
-
-    @property
-    def note(self) -> str:
-        """What was missing, in words; empty for a part that came with everything."""
-        missing = [] if "rgb" in self.condition.modalities else ["no image"]
-        if self.lost == NO_DEPTH:
-            missing.append("no depth")
-        elif self.condition.lost:
-            missing.append(f"{self.lost:.0%} of the part without depth")
-        alone = ", judged by its image alone" if self.condition.lost == NO_DEPTH else ""
-        return " and ".join(missing) + alone
 
 
 class Inspector:
@@ -121,8 +112,14 @@ class Inspector:
         Raises:
             DataError: if an array is of another kind, or what there is of the part is not enough.
         """
-        start = time.perf_counter()
-        sample = _as_sample(rgb, xyz, name)
+        return self._inspect(_as_sample(rgb, xyz, name), rgb)
+
+    def inspect_sample(self, sample: Sample) -> Inspection:
+        """Inspects a part as a data set reads it, with the normals it may bring; its mask and label do not matter."""
+        return self._inspect(sample, sample.rgb)
+
+    def _inspect(self, sample: Sample, rgb: np.ndarray | None) -> Inspection:
+        start, name = time.perf_counter(), sample.name
         part, condition, lost = self._look(rgb, sample, name)
         prediction, verdict = self._judge(part, condition)
         for detector in (self.pirn, *self.members):
@@ -138,6 +135,7 @@ class Inspector:
             maps={m: frame.restore(heatmap[0]).numpy() for m, heatmap in prediction.maps.items()},
             regions=self._regions(prediction, condition, verdict, frame),
             peaks={m: float(prediction.maps[m].max()) for m in condition.modalities},
+            note=_note(self.pirn.config.modalities, condition, lost),
             picture=_picture(part, frame) if rgb is None else rgb,
             seconds=time.perf_counter() - start,
         )
@@ -174,11 +172,22 @@ class Inspector:
         threshold = (typical + top) / 2  # the worst spot of any shot
         if verdict is not None:
             threshold = self.pirn.calibrations[condition.name].threshold
-            if verdict.reject:  # by the detectors of a cross calibration, perhaps not by this one: halfway up the peak
-                threshold = min(threshold, (typical + float(prediction.score[0])) / 2)
+            score = float(prediction.score[0])
+            if verdict.reject and score <= threshold:  # by the others of a cross calibration: halfway up the peak
+                threshold = (typical + score) / 2
         inside = frame.nearest(np.ones((frame.height, frame.width), dtype=bool))
         heatmap = np.where(inside, prediction.maps[FUSED][0].numpy(), min(threshold, typical))
         return [_on_frame(region, frame) for region in find_regions(heatmap, threshold)]
+
+
+def _note(wanted: Sequence[str], condition: Condition, lost: float) -> str:
+    missing = ["no image"] if "rgb" in wanted and "rgb" not in condition.modalities else []
+    if lost == NO_DEPTH:
+        missing.append("no depth")
+    elif lost:
+        missing.append(f"{lost:.0%} of the part without depth")
+    alone = ", judged by its image alone" if condition.lost == NO_DEPTH else ""
+    return " and ".join(missing) + alone
 
 
 def _as_sample(rgb: np.ndarray | None, xyz: np.ndarray | None, name: str) -> Sample:

@@ -35,7 +35,8 @@ class DetectionReport:
 
     def __init__(self, inspector: Inspector) -> None:
         self.inspector = inspector
-        self._report = _report(inspector.pirn, f"{inspector.pirn.category}: inspected parts")
+        # a line that decides nothing: parts of other conditions have thresholds of their own
+        self._report = _report(inspector.pirn, f"{inspector.pirn.category}: inspected parts", decides=False)
 
     def add(self, found: Inspection) -> None:
         """Takes in a part."""
@@ -45,14 +46,12 @@ class DetectionReport:
             heatmap = found.maps[modality]
             pictures[f"by {modality}"] = heatmap_overlay(found.picture, heatmap, vmin=low, vmax=high)
         verdict = found.verdict
-        # None would be decided by the usual threshold, which is not that of a condition without one of its own
-        undecided = False if self.inspector.pirn.calibrations else None
         self._report.add_part(
             found.name,
             found.score,
             pictures=pictures,
             p_value=None if verdict is None else verdict.p_value,
-            reject=undecided if verdict is None else verdict.reject,
+            reject=None if verdict is None else verdict.reject,
             details={"condition": found.condition.name, "regions": len(found.regions)},
         )
 
@@ -70,7 +69,10 @@ class EvaluationReport:
 
     def __init__(self, pirn: PIRNDetector) -> None:
         self.pirn = pirn
-        self._report = _report(pirn, f"{pirn.category}: test parts")
+        calibration = _usual(pirn)
+        # a cross calibration asks other detectors, which are not evaluated
+        decides = calibration is not None and calibration.method == "split"
+        self._report = _report(pirn, f"{pirn.category}: test parts", decides=decides)
         self._accumulator = MetricsAccumulator()
         self._scores: list[float] = []
         self._labels: list[int] = []
@@ -139,7 +141,7 @@ class EvaluationReport:
         return Curve("PRO", pro.fpr, pro.pro, "good surface marked", "defects covered", area=area, x_limit=_PRO_LIMIT)
 
 
-def _report(pirn: PIRNDetector, title: str) -> HTMLReport:
+def _report(pirn: PIRNDetector, title: str, *, decides: bool) -> HTMLReport:
     config, calibration = pirn.config, _usual(pirn)
     facts = {
         "category": pirn.category,
@@ -154,7 +156,9 @@ def _report(pirn: PIRNDetector, title: str) -> HTMLReport:
         return HTMLReport(title, facts={**facts, "threshold": "none; not calibrated"})
     facts["good parts rejected"] = f"at most {calibration.guaranteed_rate:.3g} of them"
     facts["calibrated with"] = f"{len(calibration.scores)} good parts ({calibration.method})"
-    return HTMLReport(title, facts=facts, threshold=calibration.threshold)
+    if decides:
+        return HTMLReport(title, facts=facts, threshold=calibration.threshold)
+    return HTMLReport(title, facts=facts, other_thresholds={"threshold": calibration.threshold})
 
 
 def _usual(pirn: PIRNDetector) -> Calibration | None:

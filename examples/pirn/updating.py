@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pirn.calibrating import calibrate_category
+from pirn.calibrating import calibrate_category, held_out
 from pirn.detector import PIRNDetector
 from pirn.experiment import open_split, prepared_parts
 from pirn.inspector import Inspector
-from protoad.calibration import Calibration
-from protoad.data import Dataset, PreparedSet
+from protoad.calibration import Calibration, calibrate
+from protoad.data import Dataset, PreparedSet, random_copies
 from protoad.errors import ConfigError, DataError
 
 __all__ = ["Change", "update_category"]
@@ -49,7 +49,8 @@ def update_category(
     Args:
         pirn: a trained and calibrated detector; gets changed.
         root: folder that holds the categories, or a cache.
-        names: of the new parts, such as "train/good/012"; None takes all of the training split that are no shots.
+        names: of the new parts, such as "train/good/012"; None takes all of the training split that are no shots, also
+            those that the detector is calibrated with.
         epochs: to train on.
         force: whether to take parts that look anomalous, and to go on with too few parts to calibrate with.
 
@@ -61,8 +62,14 @@ def update_category(
     if epochs < 1:
         raise ConfigError(f"epochs: expected at least 1, got {epochs}")
     before = dict(pirn.calibrations)
+    usual = before.get("+".join(pirn.config.modalities))
     if not before or any(calibration.method != "split" for calibration in before.values()):
         raise ConfigError(f"{pirn.category}: not calibrated on parts held out; run pirn calibrate first")
+    if usual is not None and not usual.enough and not force:
+        raise ConfigError(
+            f"{pirn.category}: calibrated with {len(usual.scores)} parts, too few to tell what looks anomalous; "
+            "calibrate with more, or add --force"
+        )
     train_set = open_split(pirn.config, root, pirn.category, "train", pirn.source)
     added = _new_names(pirn, train_set, names)
     forced = [name for name in added if _looks_anomalous(pirn, train_set, train_set.names.index(name))]
@@ -71,13 +78,16 @@ def update_category(
             f"{pirn.category}: {', '.join(forced)} would be rejected as they are, and what is learnt is not found any "
             "more; look at them (pirn detect), then leave them out or add --force"
         )
+    rate = next(iter(before.values())).false_reject_rate
+    left = len(held_out(pirn, root)) - len(added)
+    calibrate([0.0] * left, false_reject_rate=rate, force=force) if left else None
     old = copy.deepcopy(dict(pirn.model.prototypes))
     pirn.shots = [*pirn.shots, *added]
     parts = list(prepared_parts(train_set, map(train_set.names.index, pirn.shots), pirn.config))
-    features = pirn.extractor.fit(parts, encoders=False)(parts)
+    everything = parts + random_copies(parts, pirn.config.augment, seed=pirn.config.seed)
+    features = pirn.extractor.fit(parts, encoders=False).learnt_from(everything)
     pirn.model.fine_tune(features, epochs)
     pirn.detector.fit_score(features)
-    rate = next(iter(before.values())).false_reject_rate
     calibrate_category(pirn, root, rate, force=force)
     moved = [((pirn.model.prototypes[m] - p).norm(dim=-1) / p.norm(dim=-1)).mean().item() for m, p in old.items()]
     return Change(added, forced, before, pirn.calibrations, float(np.mean(moved)))
@@ -102,6 +112,5 @@ def _looks_anomalous(pirn: PIRNDetector, parts: Dataset | PreparedSet, index: in
         features = pirn.extractor([parts[index]])
         calibration = pirn.calibrations["+".join(pirn.config.modalities)]
         return calibration(float(pirn.detector(features).score[0])).reject
-    sample = parts[index]
-    verdict = Inspector(pirn)(sample.rgb, sample.xyz, name=sample.name).verdict
+    verdict = Inspector(pirn).inspect_sample(parts[index]).verdict
     return verdict is not None and verdict.reject

@@ -11,18 +11,18 @@ from typing import Any
 from pirn.inspection import in_cells, in_words, overlay, read_and_inspect, row
 from pirn.inspector import Inspector
 from protoad.data import PartFiles, list_files, write_rgb
-from protoad.errors import DataError
+from protoad.errors import ConfigError, DataError
 from protoad.report import append_jsonl, read_jsonl, write_csv
 
 __all__ = ["Watch"]
 
 BROKEN = "broken"  # folder for what could not be read
-_LOG = "scores.jsonl"
+_LOG = "watch.jsonl"  # not the name that detect writes, and would write over
 _Stamp = dict[str, list[int]]
 
 
 class Watch:
-    """Inspects what comes into FOLDER/rgb and FOLDER/xyz, and remembers in OUT/scores.jsonl what it has seen.
+    """Inspects what comes into FOLDER/rgb and FOLDER/xyz, and remembers in OUT/watch.jsonl what it has seen.
 
     A part is looked at when its files are there and have not changed from one look to the next. One that cannot be read
     may still be on its way: it is tried again until its files have not changed for `patience` seconds, and is then set
@@ -35,12 +35,13 @@ class Watch:
     Args:
         inspector: to ask.
         folder: with rgb/, xyz/ or both; either may appear later.
-        out: for scores.jsonl, scores.csv and overlays/.
+        out: for watch.jsonl, scores.csv and overlays/.
         patience: seconds that a part may lack a file or be unreadable.
         say: where to tell what happens.
 
     Raises:
-        DataError: if the folder is missing, `out` cannot be written or holds a damaged log.
+        DataError: if the folder is missing, or `out` holds a damaged log.
+        ConfigError: if the patience is negative.
     """
 
     def __init__(
@@ -54,11 +55,14 @@ class Watch:
     ) -> None:
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; make it, with rgb/ and xyz/, before watching it")
+        _check_seconds("patience", patience)
         self.inspector, self.folder, self.out, self.patience, self.say = inspector, folder, out, patience, say
         self._table: dict[str, dict[str, Any]] = {}
         self._stale = False  # whether the table on the disk lacks a row
         self._done: dict[str, _Stamp] = {}
-        for entry in read_jsonl(out / _LOG):
+        for number, entry in enumerate(read_jsonl(out / _LOG), start=1):
+            if not isinstance(entry.get("name"), str) or not isinstance(entry.get("files"), dict):
+                raise DataError(f"{out / _LOG}: line {number} is no line of pirn watch; move the file away")
             self._remember(entry)
         self._waiting: dict[str, tuple[_Stamp, float]] = {}  # what the files were like, and since when
         self._complained: set[str] = set()
@@ -70,7 +74,12 @@ class Watch:
             interval: seconds between two looks.
             until_idle: ends after so many seconds without anything to do or to wait for; None goes on until it is
                 interrupted.
+
+        Raises:
+            ConfigError: if a number of seconds is negative.
         """
+        _check_seconds("interval", interval)
+        _check_seconds("until_idle", until_idle or 0)
         busy = time.monotonic()
         try:
             while until_idle is None or time.monotonic() - busy < until_idle:
@@ -92,7 +101,9 @@ class Watch:
     def _there(self) -> dict[str, PartFiles]:
         try:
             return list_files(self.folder, self._complain)
-        except DataError:  # neither folder has come yet
+        except DataError as error:
+            if any((self.folder / kind).exists() for kind in PartFiles._fields):  # else they have yet to come
+                self._complain(self.folder, str(error))
             return {}
 
     def _complain(self, path: Path, reason: str) -> None:
@@ -103,7 +114,7 @@ class Watch:
     def _look_at(self, name: str, files: PartFiles, now: float) -> bool:
         """Inspects a part or sets it aside, if it is time; gives whether either was done."""
         stamp = _stamp(files)
-        if stamp is None or stamp == self._done.get(name):
+        if stamp is None or stamp.items() <= self._done.get(name, {}).items():  # a file that was taken away is no news
             self._waiting.pop(name, None)
             return False
         before, since = self._waiting.get(name, (None, now))
@@ -121,14 +132,18 @@ class Watch:
             return False
         try:
             found = read_and_inspect(self.inspector, name, files)
-        except DataError as error:
+        except (DataError, OSError) as error:
             if wait:
                 return False
             self._set_aside(name, files, stamp, str(error))
             return True
-        write_rgb(self.out / "overlays" / f"{name}.png", overlay(self.inspector, found))
         entry = {**row(found), "seconds": round(found.seconds, 3), "files": stamp}
-        append_jsonl(self.out / _LOG, entry)
+        try:
+            write_rgb(self.out / "overlays" / f"{name}.png", overlay(self.inspector, found))
+            append_jsonl(self.out / _LOG, entry)
+        except DataError as error:  # such as a full disk: tried again at every look
+            self._complain(self.out, str(error))
+            return False
         self._remember(entry)
         self.say(in_words(found))
         return True
@@ -137,14 +152,20 @@ class Watch:
         """Moves the files of a part out of the way; where that cannot be done, it is passed over from now on."""
         self._done[name] = stamp
         try:
+            kept = self._free_name(name)
             for kind, path in files._asdict().items():
                 if path is not None:
                     (self.folder / BROKEN / kind).mkdir(parents=True, exist_ok=True)
-                    os.replace(path, self.folder / BROKEN / kind / path.name)
-            (self.folder / BROKEN / f"{name}.txt").write_text(f"{reason}\n", encoding="utf-8")
+                    os.replace(path, self.folder / BROKEN / kind / f"{kept}{path.suffix}")
+            (self.folder / BROKEN / f"{kept}.txt").write_text(f"{reason}\n", encoding="utf-8")
             self.say(f"{name}: set aside in {self.folder / BROKEN}: {reason}")
         except OSError as error:
             self.say(f"{name}: passed over, it cannot be moved to {self.folder / BROKEN} ({error.strerror}): {reason}")
+
+    def _free_name(self, name: str) -> str:
+        """The name, or with a number: an earlier part of that name may have been broken, too."""
+        names = (name, *(f"{name}-{number}" for number in range(2, 10**6)))
+        return next(free for free in names if not (self.folder / BROKEN / f"{free}.txt").exists())
 
     def _remember(self, entry: dict[str, Any]) -> None:
         self._done[entry["name"]] = entry["files"]
@@ -155,6 +176,11 @@ class Watch:
         if self._stale:
             write_csv(self.out / "scores.csv", list(self._table.values()))
             self._stale = False
+
+
+def _check_seconds(name: str, seconds: float) -> None:
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError(f"{name}: expected seconds, 0 or more, got {seconds}")
 
 
 def _stamp(files: PartFiles) -> _Stamp | None:

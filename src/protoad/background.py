@@ -56,7 +56,9 @@ class TokenBackground(nn.Module):
         here, there = (one.mean(0) for one in classes)
         scatter = sum((one - one.mean(0)).mT @ (one - one.mean(0)) for one in classes) / sum(map(len, classes))
         ridge = _SHRINKAGE * torch.as_tensor(scatter).diagonal().mean().clamp_min(1e-12)
-        direction = torch.linalg.solve(scatter + ridge * torch.eye(len(here), dtype=here.dtype), here - there)
+        direction = torch.linalg.solve(
+            scatter + ridge * torch.eye(len(here), dtype=here.dtype, device=here.device), here - there
+        )
         self.direction.copy_(direction)
         self.offset.copy_(-0.5 * direction @ (here + there))
         return self

@@ -118,18 +118,26 @@ class FeatureExtractor(nn.Module):
         """Where the encoders are, and the features they give."""
         return next(chain(self.parameters(), self.buffers())).device
 
-    def fit(self, parts: Sequence[Prepared], process_group: Group = None, *, encoders: bool = True) -> FeatureExtractor:
+    def fit(
+        self,
+        parts: Sequence[Prepared],
+        process_group: Group = None,
+        *,
+        copies: Sequence[Prepared] = (),
+        encoders: bool = True,
+    ) -> FeatureExtractor:
         """Learns from the shots what they look like; pretrained encoders take no statistics.
 
         Args:
             parts: the shots; with a process group, this process's share of them.
             process_group: processes that share the shots.
+            copies: of the shots, moved: for the encoders alone, for what is turned in from outside has no depth.
             encoders: False leaves the statistics of the encoders as they are: what was learnt on their tokens
                 stays true.
         """
-        mask = self.token_mask(parts)
+        everything, mask = [*parts, *copies], self.token_mask(parts)
         for modality, encoder in self.encoders.items() if encoders else ():
-            encoder.fit(self._images(parts, modality), mask, process_group)
+            encoder.fit(self._images(everything, modality), self.token_mask(everything), process_group)
         if self.looks is not None:
             tokens = self.cache.encode(self.encoders["rgb"], self._images(parts, "rgb"))
             self.looks.fit(gather(tokens, process_group), gather(mask, process_group))
@@ -165,6 +173,10 @@ class FeatureExtractor(nn.Module):
         features = self.assemble(tokens, self._valid(parts), self.token_mask(parts))
         guesses = features.guessed is not None and bool(features.guessed.any())
         return features if guesses else features._replace(guessed=None)
+
+    def learnt_from(self, parts: Sequence[Prepared]) -> Features:
+        """Gives the features of shots and their copies: as they are, whatever holes a copy has where it was turned."""
+        return Features(self(parts).tokens, self.token_mask(parts))
 
     def assemble(self, tokens: Mapping[str, Tensor], valid: Tensor, mask: Tensor) -> Features:
         """Judges by looks what has no depth, on parts with more holes than the shots had.

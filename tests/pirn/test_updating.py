@@ -21,7 +21,8 @@ def folder(calibrated: Path, tmp_path: Path) -> Path:
 
 
 def _update(folder: Path, root: Path, *more: str) -> int:
-    return main(["update", "--checkpoint", str(folder), "--root", str(root), "--more-epochs", "1", *more])
+    added = [] if "--add" in more else ["--add", "all"]
+    return main(["update", "--checkpoint", str(folder), "--root", str(root), "--more-epochs", "1", *added, *more])
 
 
 def _new(folder: Path, root: Path) -> str:

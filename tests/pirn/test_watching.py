@@ -12,7 +12,8 @@ from pirn import Inspector
 from pirn.cli import main
 from pirn.watching import Watch
 
-from protoad import DataError
+from protoad import ConfigError, DataError
+from protoad.data import write_rgb
 from protoad.report import read_jsonl
 
 
@@ -45,7 +46,7 @@ class Line:
 
     @property
     def rows(self) -> list[dict]:
-        return read_jsonl(self.out / "scores.jsonl")
+        return read_jsonl(self.out / "watch.jsonl")
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_what_was_seen_is_not_seen_again_after_a_power_cut(line: Line) -> None:
     line.bring("a")
     line.bring("b")
     line.look(3)
-    log = line.out / "scores.jsonl"
+    log = line.out / "watch.jsonl"
     log.write_bytes(log.read_bytes()[:-10])  # torn
     (line.out / "scores.csv").unlink()
     line.watch = line.begin(patience=0.0)
@@ -142,6 +143,38 @@ def test_what_was_seen_is_not_seen_again_after_a_power_cut(line: Line) -> None:
     assert len((line.out / "scores.csv").read_text().splitlines()) == 3
     os.utime(line.folder / "rgb" / "a.png", (1, 1))  # replaced
     assert line.look() == 1
+
+
+def test_what_is_taken_away_is_no_news(line: Line) -> None:
+    line.watch = line.begin(patience=0.0)
+    line.bring("a")
+    assert line.look() == 1
+    (line.folder / "xyz" / "a.tiff").unlink()
+    assert line.look(3) == 0
+    assert len(line.rows) == 1
+
+
+def test_another_broken_part_of_the_same_name_is_kept_too(line: Line) -> None:
+    line.watch = line.begin(patience=0.0)
+    for share in (0.5, 0.6):
+        line.bring("a", share=share)
+        assert line.look() == 1
+    names = sorted(path.name for path in (line.folder / "broken").rglob("*.*"))
+    assert names == ["a-2.png", "a-2.tiff", "a-2.txt", "a.png", "a.tiff", "a.txt"]
+
+
+def test_a_full_disk_is_waited_for(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, picture: object) -> None:
+        raise DataError(f"{path}: cannot be written (No space left on device)")
+
+    monkeypatch.setattr("pirn.watching.write_rgb", full)
+    line.bring("a")
+    assert line.look(4) == 0
+    assert len(line.said) == 1
+    assert "No space left on device" in line.said[0]
+    monkeypatch.setattr("pirn.watching.write_rgb", write_rgb)
+    assert line.look(1) == 1
+    assert len(line.rows) == 1
 
 
 def test_two_files_of_one_name_are_complained_of_once(line: Line) -> None:
@@ -153,9 +186,19 @@ def test_two_files_of_one_name_are_complained_of_once(line: Line) -> None:
 
 def test_a_damaged_log_and_a_missing_folder_are_refused(line: Line) -> None:
     line.out.mkdir()
-    (line.out / "scores.jsonl").write_text("{}\nno json\n")
-    with pytest.raises(DataError, match=r"scores\.jsonl: line 2 is damaged"):
-        line.begin(1.0)
+    log = line.out / "watch.jsonl"
+    for text, message in (
+        ("{}\nno json\n", "line 2 is damaged"),
+        ('{"name": "a"}\n', "line 1 is no line of pirn watch"),
+    ):
+        log.write_text(text)
+        with pytest.raises(DataError, match=message):
+            line.begin(1.0)
+    log.unlink()
+    with pytest.raises(ConfigError, match="patience: expected seconds, 0 or more, got -1"):
+        line.begin(-1.0)
+    with pytest.raises(ConfigError, match="interval: expected seconds"):
+        line.watch.run(interval=-1.0)
     with pytest.raises(DataError, match="no such folder; make it, with rgb/ and xyz/"):
         Watch(line.inspector, line.folder / "gone", line.out)
 

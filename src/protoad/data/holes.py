@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, normalize
 
-from protoad.data.foreground import foreground_mask
+from protoad.data.foreground import PLANE_DISTANCE, foreground_mask
 from protoad.data.sample import Sample
 from protoad.errors import ConfigError
 
@@ -20,7 +20,9 @@ HoleKind = Literal["specks", "blobs"]
 _RADIUS = (0.02, 0.08)  # of a blob, shares of the frame's longer side
 
 
-def lose_depth(sample: Sample, share: float, kind: HoleKind, *, seed: int) -> Sample:
+def lose_depth(
+    sample: Sample, share: float, kind: HoleKind, *, seed: int, plane_distance: float = PLANE_DISTANCE
+) -> Sample:
     """The same part as a sensor would have seen it that lost some of its depth: shine, soot, a steep wall.
 
     Args:
@@ -28,6 +30,7 @@ def lose_depth(sample: Sample, share: float, kind: HoleKind, *, seed: int) -> Sa
         share: of the part's pixels that become invalid, in [0, 1).
         kind: "specks": single pixels all over the frame; "blobs": discs centred on the part.
         seed: of the places.
+        plane_distance: as in `find_foreground`, to know the part by.
 
     Raises:
         ConfigError: if share or kind is not one of these.
@@ -40,7 +43,7 @@ def lose_depth(sample: Sample, share: float, kind: HoleKind, *, seed: int) -> Sa
     if kind == "specks":
         lost = rng.random(sample.mask.shape) < share
     else:
-        lost = _blobs(foreground_mask(sample.xyz), share, rng)
+        lost = _blobs(foreground_mask(sample.xyz, distance=plane_distance), share, rng)
     xyz = sample.xyz.copy()
     xyz[lost] = np.nan
     normals = None if sample.normals is None else np.where(lost[..., None], np.float32(0), sample.normals)
