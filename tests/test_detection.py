@@ -230,6 +230,17 @@ def test_as_many_holes_as_the_shots_had_are_nothing_to_mind() -> None:
     assert features.lost.tolist() == [0.0]
 
 
+def test_copies_do_not_say_what_is_usual() -> None:
+    torch.manual_seed(0)
+    shots = [_scene(table=0.2, part=0.7) for _ in range(3)]
+    turned = [_blind(shot, slice(0, 24)) for shot in shots]
+    extractor = _extractor().fit(shots, copies=turned)
+    assert extractor.usual_loss == 0
+    features = extractor.learnt_from([*shots, *turned])
+    assert features.guessed is None
+    assert torch.equal(features.mask, extractor.token_mask([*shots, *turned]))
+
+
 def test_a_part_without_any_depth_is_found_by_its_looks() -> None:
     torch.manual_seed(0)
     shots = [_scene(table=0.2, part=0.7) for _ in range(4)]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pirn import Inspector
 from pirn.cli import main
-from pirn.conditions import condition_of, conditions
+from pirn.conditions import Condition, condition_of, conditions
 from pirn.config import PIRNConfig
 from pirn.inspection import in_words, overlay, row
+from pirn.inspector import _note
 
 from protoad import DataError
 from protoad.data import load_sample, lose_depth, prepare
@@ -128,6 +130,20 @@ def test_holes_in_the_depth_are_no_alarm(
     assert not found.verdict.reject
     if name == "no depth":  # what is left of the depth does not matter
         assert found.score == inspector(worse.rgb, None).score
+
+
+def test_the_normals_that_a_data_set_brings_are_used(inspector: Inspector, stained) -> None:
+    own = replace(stained, normals=np.full(stained.xyz.shape, (0, 0, -1), dtype=np.float32))
+    pirn = inspector.pirn
+    found = inspector.inspect_sample(own)
+    assert found.score == float(pirn.detector(pirn.extractor([prepare(own, 96)])).score[0])
+    assert found.score != inspector(own.rgb, own.xyz).score
+    assert inspector.inspect_sample(stained).score == inspector(stained.rgb, stained.xyz).score
+
+
+def test_only_what_was_wanted_is_missed() -> None:
+    assert _note(("normals",), Condition(("normals",)), 0.0) == ""
+    assert _note(("rgb", "normals"), Condition(("normals",), 0.4), 0.3) == "no image and 30% of the part without depth"
 
 
 def test_nothing_of_a_part_is_kept(inspector: Inspector, stained) -> None:
