@@ -93,7 +93,7 @@ def _evaluate_one(arguments: argparse.Namespace, folder: Path) -> tuple[str, dic
     gallery, report = Gallery(), EvaluationReport(pirn)
     metrics = evaluate_category(pirn, test, shots, *(() if arguments.out is None else (gallery, report)))
     if arguments.out is not None:
-        write_grid(arguments.out / f"{pirn.category}.png", pirn.detector, gallery)
+        write_grid(arguments.out / f"{pirn.category}.png", pirn, gallery)
         report.write(arguments.out / f"{pirn.category}.html", metrics)
     return pirn.category, metrics
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -25,7 +26,7 @@ from protoad.distributed import Group, gather
 from protoad.encoders import Encoder, FeatureCache, build_encoder
 from protoad.encoders.base import hash_tensors
 from protoad.errors import CheckpointError, ConfigError
-from protoad.scoring import ResidualScore
+from protoad.scoring import FUSED, ResidualScore
 from protoad.training import Snapshot
 
 __all__ = [
@@ -268,6 +269,18 @@ class PIRNDetector:
         loaded.calibrations = {name: Calibration(**values) for name, values in stored.items()}
         loaded.detector.eval()
         return loaded
+
+    def heatmap_range(self, name: str = FUSED) -> tuple[float, float]:
+        """Gives (low, high), the one scale that all heatmaps of this detector are drawn on.
+
+        Of a calibrated detector the threshold lies in the middle, by the good parts that it comes from; otherwise, and
+        for the heatmaps of one modality beside the other, see `Detector.heatmap_range`.
+        """
+        low, high = self.detector.heatmap_range(name)
+        usual = self.calibrations.get("+".join(self.config.modalities))
+        if name == FUSED and usual is not None and low < usual.threshold < math.inf:
+            high = low + 2 * (usual.threshold - low)
+        return low, high
 
     def _fitted_modules(self) -> dict[str, nn.Module]:
         """What the shots decided, by its prefix in the checkpoint; pretrained weights are not kept there."""

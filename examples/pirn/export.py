@@ -89,7 +89,7 @@ def describe(pirn: PIRNDetector, checkpoint: Path, inputs: Inputs) -> dict[str, 
         "image_size": pirn.config.image_size,
         "unit": "mm" if ("unit", "mm") in pirn.source.options else "m",
         "plane_distance": settings.plane_distance if settings.foreground else None,
-        "heatmap_range": {name: pirn.detector.heatmap_range(name) for name in ("fused", *pirn.config.modalities)},
+        "heatmap_range": {name: pirn.heatmap_range(name) for name in ("fused", *pirn.config.modalities)},
         "calibrations": {
             str(one.lost): _plain(asdict(pirn.calibrations[one.name]), pirn.calibrations[one.name].threshold)
             for one in conditions(pirn.config)

@@ -115,7 +115,7 @@ def in_words(found: Inspection) -> str:
 
 def marked(inspector: Inspector, found: Inspection) -> np.ndarray:
     """The frame with its heatmap and boxes around the regions, enlarged to be seen, (y x 3) uint8."""
-    low, high = inspector.pirn.detector.heatmap_range()
+    low, high = inspector.pirn.heatmap_range()
     height, width = found.picture.shape[:2]
     scale = max(1.0, _OVERLAY_SIZE / max(height, width))
     size = (round(height * scale), round(width * scale))
@@ -127,5 +127,5 @@ def marked(inspector: Inspector, found: Inspection) -> np.ndarray:
 
 def overlay(inspector: Inspector, found: Inspection) -> np.ndarray:
     """The same with a colour bar."""
-    low, high = inspector.pirn.detector.heatmap_range()
+    low, high = inspector.pirn.heatmap_range()
     return with_color_bar(marked(inspector, found), vmin=low, vmax=high)

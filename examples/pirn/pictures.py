@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from pirn.detector import PIRNDetector
 from pirn.experiment import Seen
 from protoad.data import write_rgb
 from protoad.detection import Detector
@@ -31,7 +32,7 @@ class Gallery:
         self.first.setdefault(seen.defect, seen)
 
 
-def write_grid(path: Path, detector: Detector, gallery: Gallery) -> None:
+def write_grid(path: Path, detector: Detector | PIRNDetector, gallery: Gallery) -> None:
     """Writes a grid: a row per part, from each kind of defect and from the good ones, heatmaps on the global scale.
 
     Args:

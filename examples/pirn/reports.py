@@ -40,7 +40,7 @@ class DetectionReport:
 
     def add(self, found: Inspection) -> None:
         """Takes in a part."""
-        low, high = self.inspector.pirn.detector.heatmap_range()
+        low, high = self.inspector.pirn.heatmap_range()
         pictures = {"part": found.picture, "where": marked(self.inspector, found)}
         for modality in found.condition.modalities:
             heatmap = found.maps[modality]
@@ -86,7 +86,7 @@ class EvaluationReport:
         pictures = {"colour": picture, "normals": to_picture(seen.part.normals)}
         for name, heatmap in seen.prediction.maps.items():
             if name == FUSED or len(seen.prediction.maps) > 2:  # of one modality, both are the same
-                low, high = self.pirn.detector.heatmap_range(name)
+                low, high = self.pirn.heatmap_range(name)
                 pictures[f"{name} scores"] = heatmap_overlay(picture, heatmap[0].numpy(), vmin=low, vmax=high)
         if seen.label:
             pictures["truth"] = foreground_overlay(picture, seen.part.mask.numpy())

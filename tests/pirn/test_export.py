@@ -159,7 +159,7 @@ def test_the_file_says_all_that_is_needed_to_judge_a_part(exported: Path, traine
     assert tuple(calibration["scores"]) == known.scores
     assert (calibration["threshold"], calibration["false_reject_rate"]) == (known.threshold, 0.2)
     limits = json.loads(said["heatmap_range"])
-    assert {name: tuple(pair) for name, pair in limits.items()} == {n: pirn.detector.heatmap_range(n) for n in limits}
+    assert {name: tuple(pair) for name, pair in limits.items()} == {n: pirn.heatmap_range(n) for n in limits}
     assert limits.keys() == {"fused", *pirn.config.modalities}
     data = (trained / "cookie" / "checkpoint.safetensors").read_bytes()
     assert said["checkpoint_sha256"] == hashlib.sha256(data).hexdigest()

@@ -146,6 +146,14 @@ def test_only_what_was_wanted_is_missed() -> None:
     assert _note(("rgb", "normals"), Condition(("normals",), 0.4), 0.3) == "no image and 30% of the part without depth"
 
 
+def test_the_threshold_lies_in_the_middle_of_the_scale(inspector: Inspector) -> None:
+    pirn = inspector.pirn
+    low, high = pirn.heatmap_range()
+    assert (low + high) / 2 == pytest.approx(pirn.calibrations["rgb+normals"].threshold)
+    assert low == pirn.detector.heatmap_range()[0]
+    assert pirn.heatmap_range("rgb") == pirn.detector.heatmap_range("rgb")
+
+
 def test_nothing_of_a_part_is_kept(inspector: Inspector, stained) -> None:
     before = inspector(stained.rgb, stained.xyz).score
     worse = lose_depth(stained, 0.5, "blobs", seed=0)
