@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pirn.conditions import Condition, conditions, imitate
 from pirn.detector import PIRNDetector
-from pirn.experiment import open_split, prepared_parts
+from pirn.experiment import find_shots, open_split, prepared_parts
 from protoad.calibration import Method, calibrate
 from protoad.data import Dataset, MissingSplitError, PreparedSet, random_copies
 from protoad.encoders import FeatureCache
@@ -92,12 +92,7 @@ def cross_calibrate_category(
     if len(pirn.shots) < 3:
         raise DataError(f"{pirn.category}: {len(pirn.shots)} shots are too few to leave one out; give three or more")
     train_set = open_split(pirn.config, root, pirn.category, "train", pirn.source)
-    missing = sorted(set(pirn.shots) - set(train_set.names))
-    if missing:
-        raise DataError(
-            f"{root}: lacks {missing[0]}, which the detector was trained on; give the folder it was trained from"
-        )
-    indices = [train_set.names.index(name) for name in pirn.shots]
+    indices = find_shots(pirn, train_set)
     shots = list(prepared_parts(train_set, indices, pirn.config))
     scores: _Scores = {}
     members = []

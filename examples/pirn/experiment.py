@@ -35,6 +35,7 @@ __all__ = [
     "Seen",
     "choose_shots",
     "evaluate",
+    "find_shots",
     "open_split",
     "open_test",
     "prepared_parts",
@@ -134,13 +135,22 @@ def read_shots(pirn: PIRNDetector, root: str | Path) -> Features:
         DataError: if one of them is no longer there.
     """
     train_set = open_split(pirn.config, root, pirn.category, "train", pirn.source)
+    return pirn.extractor(list(prepared_parts(train_set, find_shots(pirn, train_set), pirn.config)))
+
+
+def find_shots(pirn: PIRNDetector, train_set: Dataset | PreparedSet) -> list[int]:
+    """Gives the positions in the training split of the shots that a detector was trained on, in their order.
+
+    Raises:
+        DataError: if one of them is no longer there.
+    """
     missing = sorted(set(pirn.shots) - set(train_set.names))
     if missing:
         raise DataError(
             f"{train_set.root / pirn.category}: lacks {missing[0]}, which the detector was trained on; "
-            "give the original root, or leave the yardsticks out with --no-yardsticks"
+            "give the original root (pirn evaluate does without by --no-yardsticks)"
         )
-    return pirn.extractor(list(prepared_parts(train_set, map(train_set.names.index, pirn.shots), pirn.config)))
+    return [train_set.names.index(name) for name in pirn.shots]
 
 
 def open_test(config: PIRNConfig, root: str | Path, category: str, *, source: Source = DEFAULT_SOURCE) -> EvaluationSet:

@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 from pirn.inspector import Inspection, Inspector
 from pirn.pictures import to_picture
 from protoad.data import PartFiles, Sample, read_part, write_rgb
+from protoad.errors import DataError
 from protoad.report import write_csv, write_jsonl
 from protoad.scoring import FUSED
 from protoad.viz import heatmap_overlay, with_boxes, with_color_bar
@@ -69,9 +70,12 @@ def inspect_parts(
             observe(found)
             print(in_words(found), flush=True)
         # Moved when all parts are through: a broken file among them leaves nothing half done.
-        (out / "overlays").mkdir(parents=True, exist_ok=True)
-        for path in sorted(Path(staging).iterdir()):
-            shutil.move(path, out / "overlays" / path.name)
+        try:
+            (out / "overlays").mkdir(parents=True, exist_ok=True)
+            for path in sorted(Path(staging).iterdir()):
+                shutil.move(path, out / "overlays" / path.name)
+        except OSError as error:
+            raise DataError(f"{out / 'overlays'}: cannot be written ({error.strerror}); choose another --out") from None
     write_csv(out / "scores.csv", [in_cells(one) for one in rows])
     write_jsonl(out / "scores.jsonl", rows)
     return rows

@@ -11,7 +11,7 @@ import numpy as np
 
 from pirn.calibrating import calibrate_category, held_out
 from pirn.detector import PIRNDetector
-from pirn.experiment import open_split, prepared_parts
+from pirn.experiment import find_shots, open_split, prepared_parts
 from pirn.inspector import Inspector
 from protoad.calibration import Calibration, calibrate
 from protoad.data import Dataset, PreparedSet, random_copies
@@ -83,7 +83,7 @@ def update_category(
     calibrate([0.0] * left, false_reject_rate=rate, force=force) if left else None
     old = copy.deepcopy(dict(pirn.model.prototypes))
     pirn.shots = [*pirn.shots, *added]
-    parts = list(prepared_parts(train_set, map(train_set.names.index, pirn.shots), pirn.config))
+    parts = list(prepared_parts(train_set, find_shots(pirn, train_set), pirn.config))
     everything = parts + random_copies(parts, pirn.config.augment, seed=pirn.config.seed)
     features = pirn.extractor.fit(parts, encoders=False).learnt_from(everything)
     pirn.model.fine_tune(features, epochs)
