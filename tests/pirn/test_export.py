@@ -324,7 +324,7 @@ def test_the_script_finds_the_same_foreground() -> None:
     [
         ("model.pkl", "expected a file name that ends in .onnx or .pt2"),
         ("there.onnx", "is there already; delete it, or choose another --out"),
-        ("there.onnx/model.onnx", "cannot be written; choose another --out"),
+        ("there.onnx/model.onnx", "cannot be written; choose another folder"),
         ("missing.onnx", "onnxscript is needed here but not installed; run: pip install 'protoad[onnx]'"),
     ],
 )
