@@ -56,7 +56,7 @@ def update_category(
 
     Raises:
         ConfigError: if the detector is not calibrated by parts held out, or epochs is below 1.
-        DataError: for unknown names, nothing to add, shots that are gone, or parts that look anomalous.
+        DataError: for unknown names, nothing to add, shots that are gone, parts that look anomalous, or no part left.
         CalibrationError: if too few good parts are left to calibrate with.
     """
     if epochs < 1:
@@ -80,7 +80,11 @@ def update_category(
         )
     rate = next(iter(before.values())).false_reject_rate
     left = len(held_out(pirn, root)) - len(added)
-    calibrate([0.0] * left, false_reject_rate=rate, force=force) if left else None
+    if not left:
+        raise DataError(
+            f"{pirn.category}: no good part would be left to calibrate with; add fewer, or put some in validation"
+        )
+    calibrate([0.0] * left, false_reject_rate=rate, force=force)  # says so before the work if they are too few
     old = copy.deepcopy(dict(pirn.model.prototypes))
     pirn.shots = [*pirn.shots, *added]
     parts = list(prepared_parts(train_set, find_shots(pirn, train_set), pirn.config))

@@ -70,6 +70,29 @@ def test_what_looks_anomalous_is_refused_unless_forced(cookies: Path, folder: Pa
     assert f"{new}: taken although it looks anomalous" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [
+        (0, "no good part would be left to calibrate with"),
+        (3, "3 held-out good parts can promise no false reject rate"),
+    ],
+)
+def test_too_few_parts_left_are_noticed_before_the_work(
+    cookies: Path, folder: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, validation: int, message: str
+) -> None:
+    root = Path(shutil.copytree(cookies, tmp_path / "data"))
+    for path in (root / "cookie" / "validation").rglob("*.*"):
+        if int(path.stem) >= validation:
+            path.unlink()
+    if not validation:
+        shutil.rmtree(root / "cookie" / "validation")
+    monkeypatch.setattr("pirn.model.PIRN.fine_tune", lambda *_: pytest.fail("it trained"))
+    before = (folder / "checkpoint.safetensors").read_bytes()
+    assert _update(folder, root) == 2
+    assert message in capsys.readouterr().err
+    assert (folder / "checkpoint.safetensors").read_bytes() == before
+
+
 def test_what_cannot_be_added_is_named(cookies: Path, folder: Path, tmp_path: Path, capsys) -> None:
     shot = PIRNDetector.load(folder).shots[0]
     for extra, message in (
