@@ -34,8 +34,8 @@ class PIRNConfig:
     num_layers: int = _option(2, "decoder layers, L")
     epsilon: float = _option(0.02, "entropic regularisation of the transport")
     n_iters: int = _option(20, "Sinkhorn iterations")
-    assignment: Literal["transport", "softmax", "linear", "sigmoid"] = _option(
-        "transport", "how tokens are assigned to prototypes (paper Table 9)"
+    assignment: Literal["transport", "softmax", "linear", "sigmoid", "attention"] = _option(
+        "transport", "how tokens are assigned to prototypes (paper Table 9); attention learns it (Table 2, BPA off)"
     )
     aggregation: Literal["transport", "topk", "mean", "none"] = _option(
         "transport", "what prototypes are refined with (paper Table 7); none leaves them as they are"
@@ -44,6 +44,7 @@ class PIRNConfig:
     residual: Literal["purified", "none"] = _option(
         "none", "purified is Eq. 4 as printed, and lets the input leak through"
     )
+    layer_norm: bool = _option(False, "normalise what a layer hands on to the next")
     prototype_init: Literal["kmeans", "random"] = _option("kmeans", "where prototypes start")
     num_neighbors: int = _option(3, "edges of a prototype into the other modality")
     gat_heads: int = _option(4, "heads of the graph attention")
@@ -51,6 +52,7 @@ class PIRNConfig:
     guard: bool = _option(False, "keep what no prototype explains out of the refinement; docs/guard.md")
     gamma: float = _option(0.5, "start of the cross-modal gate tanh(gamma)")
     loss: Literal["soft_mining", "cosine"] = _option("soft_mining", "reconstruction loss")
+    deep_supervision: bool = _option(False, "hold every layer's Z_bpa to the loss as well")
     epochs: int | None = _option(10, "passes over the shots; more lowers the loss and the detection alike")
     batch_size: int | None = _option(None, "default: 1 up to 50 shots, 8 above")
     lr: float = _option(1e-4, "learning rate of Adam")
@@ -108,6 +110,8 @@ class PIRNConfig:
         return replace(
             self,
             residual="purified",
+            layer_norm=False,
+            deep_supervision=False,
             prototype_init="random",
             score="cosine",
             foreground=False,

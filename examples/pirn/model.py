@@ -15,6 +15,7 @@ from protoad.distributed import Group, mean_figures
 from protoad.errors import ConfigError
 from protoad.losses import cosine_loss, soft_mining_loss
 from protoad.nn import (
+    AttentionAssign,
     CrossModalPrototypeGAT,
     GatedProtoCrossAttention,
     GlobalMeanAggregate,
@@ -62,12 +63,7 @@ class PIRNLayer(nn.Module):
     def __init__(self, dims: Mapping[str, int], config: PIRNConfig) -> None:
         super().__init__()
         transport = SinkhornAssign(epsilon=config.epsilon, n_iters=config.n_iters)
-        self.assign = {
-            "transport": transport,
-            "softmax": SoftmaxAssign(epsilon=config.epsilon),
-            "linear": LinearAssign(),
-            "sigmoid": SigmoidAssign(epsilon=config.epsilon),
-        }[config.assignment]
+        self.assign = nn.ModuleDict({m: _assignment(config, d, transport) for m, d in dims.items()})
         self.aggregate: nn.Module | None = {
             "transport": TransportAggregate(transport),
             "topk": TopKAggregate(),
@@ -106,13 +102,25 @@ class PIRNLayer(nn.Module):
                 seen = {m: self.guard[m](z, prototypes[m]) for m, z in tokens.items()}
             prototypes = {m: self.refine[m](p, self.aggregate(seen[m], p, token_mask)) for m, p in prototypes.items()}
             displacement = {m: _relative_change(before[m], p) for m, p in prototypes.items()}
-        intra = {m: self.assign(z, prototypes[m], token_mask).reconstruction for m, z in tokens.items()}
+        intra = {m: self.assign[m](z, prototypes[m], token_mask).reconstruction for m, z in tokens.items()}
         if self.align is None or len(tokens) == 1:  # nobody to exchange with: one modality is missing
             return LayerState(intra, prototypes, intra, displacement)
         aligned = self.align(prototypes["rgb"], prototypes["normals"])
         other = {"rgb": aligned.second, "normals": aligned.first}
         rebuilt = {m: intra[m] + self.inject[m](z, intra[m], other[m]) for m, z in tokens.items()}
         return LayerState(rebuilt, prototypes, intra, displacement)
+
+
+def _assignment(config: PIRNConfig, dim: int, transport: SinkhornAssign) -> nn.Module:
+    """How one modality's tokens are assigned; `transport` is shared, for it has no parameters."""
+    if config.assignment == "attention":
+        return AttentionAssign(dim)
+    return {
+        "transport": transport,
+        "softmax": SoftmaxAssign(epsilon=config.epsilon),
+        "linear": LinearAssign(),
+        "sigmoid": SigmoidAssign(epsilon=config.epsilon),
+    }[config.assignment]
 
 
 class PIRN(Reconstructor):
@@ -140,6 +148,10 @@ class PIRN(Reconstructor):
         )
         for modality in dims:
             self.register_buffer(f"scale_{modality}", torch.ones(()))
+        between = config.num_layers - 1 if config.layer_norm else 0
+        self.norms: Sequence[Mapping[str, nn.Module]] = nn.ModuleList(
+            [nn.ModuleDict({m: nn.LayerNorm(d) for m, d in dims.items()}) for _ in range(between)]
+        )  # type: ignore[assignment]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.layers: Sequence[PIRNLayer] = nn.ModuleList(
@@ -160,17 +172,26 @@ class PIRN(Reconstructor):
         current = self._scaled(tokens)
         prototypes = {m: self.prototypes[m].expand(token_mask.shape[0], -1, -1) for m in tokens}
         states = []
-        for layer in self.layers:
-            state = layer(current, prototypes, token_mask)
+        for index, layer in enumerate(self.layers):
+            state = layer(self._handed_on(current, index), prototypes, token_mask)
             current, prototypes = state.tokens, state.prototypes
             states.append(state)
         return states
+
+    def _handed_on(self, tokens: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+        """What layer `index` gets of the one before it."""
+        if index == 0 or not self.norms:
+            return tokens
+        return {m: self.norms[index - 1][m](z) for m, z in tokens.items()}
 
     def _scaled(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {m: z / self.get_buffer(f"scale_{m}") for m, z in tokens.items()}
 
     def fit(self, shots: Features, snapshot: Snapshot | None = None, process_group: Group = None) -> PIRN:
         """Trains on good parts with the paper's loss: last layer, both modalities summed.
+
+        With deep supervision every layer's Z_bpa is held to the same loss, so that prototypes cannot leave the work
+        to what passes by them.
 
         Args:
             shots: features of the good parts.
@@ -212,7 +233,8 @@ class PIRN(Reconstructor):
         """
         current = self._scaled(shots.tokens)
         prototypes = {m: self.prototypes[m].expand(len(shots.mask), -1, -1) for m in current}
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            current = self._handed_on(current, index)
             for modality, guard in layer.guard.items():
                 guard.fit(current[modality], prototypes[modality], shots.mask)
             state = layer(current, prototypes, shots.mask)
@@ -246,9 +268,11 @@ class PIRN(Reconstructor):
         shots = Features({m: z[:, counts] for m, z in shots.tokens.items()}, shots.mask[:, counts])
         states = self.trace(shots.tokens, shots.mask)
         loss_fn, counted = _LOSSES[self.config.loss], torch.zeros_like(shots.mask) if idle else shots.mask
+        supervised = [states[-1].tokens, *(state.intra for state in states if self.config.deep_supervision)]
         losses = [
             loss_fn(z, shots.tokens[m], token_mask=counted, process_group=process_group)
-            for m, z in states[-1].tokens.items()
+            for rebuilt in supervised
+            for m, z in rebuilt.items()
         ]
         # the leak is a mean over tokens, the others over images
         leak = mean_figures(self._leak(shots, states), float(counted.sum()), process_group)
@@ -263,11 +287,8 @@ class PIRN(Reconstructor):
         """
         leak = 0.0
         last = states[-1]
-        entering = (
-            states[-2].tokens
-            if len(states) > 1
-            else {m: t / self.get_buffer(f"scale_{m}") for m, t in shots.tokens.items()}
-        )
+        before = states[-2].tokens if len(states) > 1 else self._scaled(shots.tokens)
+        entering = self._handed_on(before, len(states) - 1)
         for modality, target in shots.tokens.items():
             if self.config.residual == "purified" and self.layers[-1].align is not None:
                 purified = entering[modality] * last.intra[modality].sigmoid()

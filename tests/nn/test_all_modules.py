@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from protoad.nn import (
+    AttentionAssign,
     CrossModalPrototypeGAT,
     GatedProtoCrossAttention,
     GlobalMeanAggregate,
@@ -48,6 +49,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor, ..
     "softmax": (SoftmaxAssign, _tokens),
     "linear": (LinearAssign, _tokens),
     "sigmoid": (SigmoidAssign, _tokens),
+    "learned": (lambda: AttentionAssign(D), _tokens),
     "transport": (TransportAggregate, _tokens),
     "topk": (TopKAggregate, _tokens),
     "mean": (GlobalMeanAggregate, _tokens),

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cosine_similarity, elu
 
 from protoad.nn import (
+    AttentionAssign,
     GlobalMeanAggregate,
     LinearAssign,
     SigmoidAssign,
@@ -59,6 +60,25 @@ def test_masked_tokens_have_no_say(assign: torch.nn.Module) -> None:
     torch.testing.assert_close(one.context, other.context)
     assert (one.plan[:, 6:] == 0).all()
     assert (one.reconstruction[:, 6:] == 0).all()
+
+
+def test_learned_attention_against_torch() -> None:
+    """One head of torch's attention, with the same projections and no others."""
+    assign, tokens, prototypes = AttentionAssign(6), torch.randn(2, 9, 6), torch.randn(2, 4, 6)
+    oracle = torch.nn.MultiheadAttention(6, 1, bias=False, batch_first=True)
+    with torch.no_grad():
+        weights = [assign.query.weight, assign.key.weight, assign.value.weight]
+        oracle.in_proj_weight.copy_(torch.cat(weights))
+        oracle.out_proj.weight.copy_(torch.eye(6))
+    rebuilt, plan = oracle(tokens, prototypes, prototypes)
+    found = assign(tokens, prototypes)
+    torch.testing.assert_close(found.plan, plan)
+    torch.testing.assert_close(found.reconstruction, rebuilt)
+    masked = assign(tokens, prototypes, torch.arange(9).expand(2, -1) < 6)
+    assert (masked.reconstruction[:, 6:] == 0).all()
+    torch.testing.assert_close(masked.reconstruction[:, :6], rebuilt[:, :6])
+    weights = masked.plan / masked.plan.sum(1, keepdim=True)
+    torch.testing.assert_close(masked.context, torch.einsum("bnk,bnd->bkd", weights, tokens))
 
 
 def test_only_transport_uses_every_prototype_equally() -> None:

@@ -9,6 +9,7 @@ import torch
 from pirn import PIRN, PIRNConfig
 
 from protoad.detection import Features
+from protoad.losses import soft_mining_loss
 from protoad.ops import sinkhorn, transport_context
 
 D = 16
@@ -125,19 +126,43 @@ def test_without_one_modality_the_other_is_rebuilt_without_exchange(missing: str
     assert not torch.equal(found[present], model(shots.tokens, shots.mask)[present])
 
 
-@pytest.mark.parametrize("assignment", ["transport", "softmax", "linear", "sigmoid"])
+@pytest.mark.parametrize("assignment", ["transport", "softmax", "linear", "sigmoid", "attention"])
 @pytest.mark.parametrize("aggregation", ["transport", "topk", "mean", "none"])
 def test_every_combination_trains(assignment: str, aggregation: str) -> None:
     model = PIRN(DIMS, replace(SMALL, epochs=1, assignment=assignment, aggregation=aggregation))
     named = {"transport": "Sinkhorn", "topk": "TopK", "mean": "GlobalMean", "none": "None"}
     layer = model.layers[0]
-    assert type(layer.assign).__name__ == f"{named.get(assignment, assignment.title())}Assign"
+    assert type(layer.assign["rgb"]).__name__ == f"{named.get(assignment, assignment.title())}Assign"
     aggregates = {**named, "transport": "Transport"}
     assert type(layer.aggregate).__name__.startswith(aggregates[aggregation])
     before = layer.inject["rgb"].value.weight.clone()
     model.fit(_features())
     assert not torch.equal(layer.inject["rgb"].value.weight, before)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_layer_norm_stands_between_the_layers_only() -> None:
+    model, shots = PIRN(DIMS, replace(SMALL, layer_norm=True)), _features(2)
+    assert [name for name, _ in model.named_parameters() if name.startswith("norms")] == [
+        f"norms.0.{m}.{kind}" for m in DIMS for kind in ("weight", "bias")
+    ]
+    first, second = model.trace(shots.tokens, shots.mask)
+    normalised = {m: torch.nn.functional.layer_norm(z, (D,)) for m, z in first.tokens.items()}
+    again = model.layers[1](normalised, first.prototypes, shots.mask)
+    torch.testing.assert_close(again.tokens["rgb"], second.tokens["rgb"])
+    torch.testing.assert_close(first.tokens["rgb"], PIRN(DIMS, SMALL).trace(shots.tokens, shots.mask)[0].tokens["rgb"])
+
+
+def test_deep_supervision_holds_every_layer_to_the_loss() -> None:
+    shots = _features(2)
+    plain, deep = (PIRN(DIMS, replace(SMALL, deep_supervision=on)) for on in (False, True))
+    everything = torch.arange(2)
+    with torch.no_grad():
+        added = deep._step(shots, everything)[0] - plain._step(shots, everything)[0]
+        intra = [state.intra[m] for state in plain.trace(shots.tokens, shots.mask) for m in DIMS]
+        targets = [shots.tokens[m] for _ in plain.layers for m in DIMS]
+        expected = sum(soft_mining_loss(z, t, token_mask=shots.mask) for z, t in zip(intra, targets, strict=True))
+    torch.testing.assert_close(added, expected)
 
 
 def test_masked_tokens_change_nothing() -> None:

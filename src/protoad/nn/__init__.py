@@ -1,7 +1,14 @@
 """Modules to build detectors from: each stores parameters and arguments, and calls `protoad.ops`."""
 
 from protoad.nn.aggregation import GlobalMeanAggregate, TopKAggregate, TransportAggregate
-from protoad.nn.assignment import Assignment, LinearAssign, SigmoidAssign, SinkhornAssign, SoftmaxAssign
+from protoad.nn.assignment import (
+    Assignment,
+    AttentionAssign,
+    LinearAssign,
+    SigmoidAssign,
+    SinkhornAssign,
+    SoftmaxAssign,
+)
 from protoad.nn.cross_attention import GatedProtoCrossAttention
 from protoad.nn.graph import AlignedPrototypes, CrossModalPrototypeGAT
 from protoad.nn.guard import PrototypeGuard
@@ -10,6 +17,7 @@ from protoad.nn.refinement import GRUPrototypeRefiner
 __all__ = [
     "AlignedPrototypes",
     "Assignment",
+    "AttentionAssign",
     "CrossModalPrototypeGAT",
     "GRUPrototypeRefiner",
     "GatedProtoCrossAttention",

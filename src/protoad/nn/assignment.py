@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from protoad.ops import (
@@ -14,10 +15,10 @@ from protoad.ops import (
     transport_context,
     transport_reconstruct,
 )
-from protoad.ops._checks import check_choice, check_positive
+from protoad.ops._checks import check_choice, check_mask, check_positive, check_tokens_and_prototypes
 from protoad.ops._types import Backend, Cost, Gradient, Method
 
-__all__ = ["Assignment", "LinearAssign", "SigmoidAssign", "SinkhornAssign", "SoftmaxAssign"]
+__all__ = ["Assignment", "AttentionAssign", "LinearAssign", "SigmoidAssign", "SinkhornAssign", "SoftmaxAssign"]
 
 
 class Assignment(NamedTuple):
@@ -203,3 +204,41 @@ class SigmoidAssign(_Assign):
 
     def extra_repr(self) -> str:
         return f"epsilon={self.epsilon}, normalise={self.normalise}"
+
+
+class AttentionAssign(_Assign):
+    """Plain cross-attention with learned projections, softmax_k(z W_Q (p W_K)^T / sqrt(d)) and values p W_V.
+
+    What stands in the place of balanced transport where the paper switches BPA off (Table 2): unbalanced, and what is
+    rebuilt is made of projected prototypes, not of the prototypes themselves.
+
+    Args:
+        dim: d, channels of a token.
+
+    Examples:
+        >>> import torch
+        >>> AttentionAssign(8)(torch.randn(1, 5, 8), torch.randn(3, 8)).reconstruction.shape
+        torch.Size([1, 5, 8])
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+
+    def plan(self, tokens: Tensor, prototypes: Tensor, token_mask: Tensor | None = None) -> Tensor:
+        check_tokens_and_prototypes(tokens, prototypes)
+        check_mask(token_mask, tokens)
+        logits = self.query(tokens) @ self.key(prototypes).mT / self.dim**0.5
+        plan = logits.softmax(-1)
+        return plan if token_mask is None else torch.where(token_mask.unsqueeze(-1), plan, torch.zeros_like(plan))
+
+    def forward(self, tokens: Tensor, prototypes: Tensor, token_mask: Tensor | None = None) -> Assignment:
+        plan = self.plan(tokens, prototypes, token_mask)
+        rebuilt = transport_reconstruct(plan, self.value(prototypes), backend=self.backend)
+        return Assignment(plan, rebuilt, transport_context(plan, tokens, backend=self.backend))
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
