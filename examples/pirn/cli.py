@@ -230,13 +230,41 @@ def _add_update(subparsers: Any) -> None:
 
 
 def _add_study(subparsers: Any) -> None:
-    parser = _command(subparsers, "study", commands.study, "answer a question about PIRN by measuring")
-    parser.add_argument("name", choices=STUDIES, metavar="NAME", help=", ".join(STUDIES))
+    parser = _command(subparsers, "study", commands.study, "answer a question about PIRN and its rivals by measuring")
+    names = [*STUDIES, "all"]
+    parser.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--out", type=Path, required=True, help="folder to write, or to go on with")
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=list(range(5)), metavar="SEED", help="of everything (default: 0 to 4)"
     )
-    parser.add_argument("--quick", action="store_true", help="small, the first seed only: no result")
+    parser.add_argument("--quick", action="store_true", help="few, small, the first seed only: no result")
+    parser.add_argument(
+        "--shots", type=_shots, nargs="+", default=[], metavar="N", help="numbers, or: all (default: the study's own)"
+    )
+    parser.add_argument("--root", type=Path, default=None, help="data set to measure on (default: synthetic parts)")
+    parser.add_argument("--category", nargs="+", default=[], metavar="NAME", help="some of them (default: all)")
+    _add_dataset(parser, None)
+    parser.add_argument("--encoder", default="filter_bank", metavar="NAME", help="filter_bank, or timm:MODEL[,...]")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=None,
+        metavar="PATH",
+        help="its weight file, or a folder of files named after timm's models (default: the published weights)",
+    )
+    parser.add_argument("--faithful", action="store_true", help="lay the study's settings over the paper's, not ours")
+    parser.add_argument("--jobs", type=int, default=None, metavar="N", help="processes (default: one per core or GPU)")
+    _add_device(parser)
+    _add_cache(parser)
+
+
+def _shots(text: str) -> int | None:
+    """A number of shots; None for all."""
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1, or all, got {text!r}")
+    return int(text)
 
 
 def _add_export(subparsers: Any) -> None:

@@ -23,10 +23,11 @@ from pirn.pictures import Gallery, write_grid
 from pirn.preparation import parse_distances, prepare_all
 from pirn.processes import count_workers, run_each
 from pirn.reports import DetectionReport, EvaluationReport
-from pirn.studies import STUDIES
+from pirn.studies import run_study
+from pirn.studies.request import Request
 from pirn.updating import update_category
 from pirn.watching import Watch
-from protoad.data import PartFiles, PrepareSettings, Source, list_files, list_prepared
+from protoad.data import DEFAULT_SOURCE, PartFiles, PrepareSettings, Source, list_files, list_prepared
 from protoad.distributed import is_first
 from protoad.encoders import FeatureCache
 from protoad.errors import CheckpointError, ConfigError, DataError, ProtoadError
@@ -210,7 +211,24 @@ def prepare(arguments: argparse.Namespace) -> None:
 def study(arguments: argparse.Namespace) -> None:
     """`pirn study`."""
     _check_writable(arguments.out)
-    STUDIES[arguments.name](arguments.out, seeds=arguments.seeds, quick=arguments.quick)
+    if arguments.root is None and arguments.dataset is not None:
+        raise ConfigError("dataset: give its --root as well; without, synthetic parts are made")
+    base = PIRNConfig(encoder=arguments.encoder)
+    request = Request(
+        arguments.out,
+        seeds=tuple(arguments.seeds),
+        quick=arguments.quick,
+        shots=tuple(dict.fromkeys(arguments.shots)),
+        root=arguments.root,
+        source=Source.of(arguments.dataset or DEFAULT_SOURCE.dataset, arguments.option),
+        categories=tuple(dict.fromkeys(arguments.category)),
+        base=base.faithful() if arguments.faithful else base,
+        weights=arguments.weights,
+        jobs=arguments.jobs,
+        device=arguments.device,
+        cache=arguments.cache,
+    )
+    run_study(arguments.name, request)
 
 
 def _check_writable(folder: Path) -> None:

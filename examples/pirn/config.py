@@ -20,6 +20,7 @@ def _option(default: Any, text: str) -> Any:
 class PIRNConfig:
     """Settings of PIRN. Each field's help text says what it is; docs/choices.md says why it is the default."""
 
+    detector: Literal["pirn", "nearest_neighbour", "gaussian"] = _option("pirn", "what learns the good parts")
     encoder: str = _option("filter_bank", "filter_bank, or timm:MODEL[,key=value...]")
     weights: str | None = _option(None, "weight file of a timm encoder; default: the published weights")
     image_size: int = _option(224, "side of the square images, pixels")

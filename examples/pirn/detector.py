@@ -33,6 +33,7 @@ __all__ = [
     "CHECKPOINT_NAME",
     "PIRNDetector",
     "build_extractor",
+    "build_reconstructor",
     "clear_snapshot",
     "find_checkpoint",
     "find_checkpoints",
@@ -108,6 +109,14 @@ def keep_previous(folder: Path) -> Path:
     tensors, header = load_checkpoint(folder / CHECKPOINT_NAME)
     save_checkpoint(copy, tensors, header)
     return copy
+
+
+def build_reconstructor(config: PIRNConfig, extractor: FeatureExtractor) -> Reconstructor:
+    """Gives what a config calls its detector, untrained."""
+    dims = _dims(extractor)
+    if config.detector == "pirn":
+        return PIRN(dims, config)
+    return NearestNeighbourReconstructor() if config.detector == "nearest_neighbour" else GaussianReconstructor(dims)
 
 
 def with_head(reconstructor: Reconstructor, extractor: FeatureExtractor, config: PIRNConfig) -> Detector:

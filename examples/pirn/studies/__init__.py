@@ -1,12 +1,59 @@
-"""`pirn study NAME`: questions about PIRN, each answered by one module's `run(out, seeds=..., quick=...)`."""
+"""`pirn study NAME`: questions about PIRN and its rivals, each answered by one command."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pirn.studies import large_anomaly, missing
+from pirn.studies.charts import check_plots
+from pirn.studies.comparing import compare, measure_all
+from pirn.studies.comparisons import COMPARISONS
+from pirn.studies.request import Request
+from protoad.errors import ConfigError, ProtoadError
 
-__all__ = ["STUDIES"]
+__all__ = ["STUDIES", "run_study"]
 
-STUDIES: dict[str, Callable[..., Any]] = {"large-anomaly": large_anomaly.run, "missing": missing.run}
+
+def _of_its_own(run: Callable[..., Any], request: Request) -> None:
+    """A study that makes its own synthetic parts.
+
+    Raises:
+        ConfigError: if it is asked to look at others.
+    """
+    if request.root is not None or request.shots or request.categories:
+        raise ConfigError("this study draws its own parts; leave out --root, --category and --shots")
+    run(request.out, seeds=request.seeds, quick=request.quick)
+
+
+STUDIES: dict[str, Callable[[Request], None]] = {
+    **{name: partial(compare, name) for name in COMPARISONS},
+    "large-anomaly": partial(_of_its_own, large_anomaly.run),
+    "missing": partial(_of_its_own, missing.run),
+}
+"""Name -> what answers it."""
+
+
+def run_study(name: str, request: Request) -> None:
+    """Runs a study, or for "all" every one that can look at the data asked for; one that fails does not stop the rest.
+
+    Raises:
+        ProtoadError: of the study; of several, the first that failed.
+    """
+    check_plots()
+    if name != "all":
+        STUDIES[name](request)
+        return
+    measure_all(list(COMPARISONS), request)
+    own = request.root is None and not (request.shots or request.categories)
+    failed = []
+    for study in (one for one in STUDIES if one in COMPARISONS or own):
+        print(f"study {study}", flush=True)
+        try:
+            STUDIES[study](request)
+        except ProtoadError as error:
+            print(f"study {study}: {error}", flush=True)
+            failed.append(error)
+    if failed:
+        raise failed[0]

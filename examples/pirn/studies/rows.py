@@ -37,8 +37,8 @@ class Rows:
         if any(not set(key) <= row.keys() for row in self.found):
             raise DataError(f"{path}: holds no rows of this study; move it away, or choose another --out")
 
-    def to_do(self, pieces: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-        """Gives the pieces of work that have no rows yet, and tells how long it will take."""
+    def to_do(self, pieces: Sequence[tuple[Any, ...]], *, title: str = "") -> Iterator[tuple[Any, ...]]:
+        """Gives the pieces of work that have no rows yet, and tells how long it will take; `title` says what of."""
         done = {tuple(row[name] for name in self.key) for row in self.found}
         left = [piece for piece in pieces if piece not in done]
         start = time.monotonic()
@@ -46,7 +46,8 @@ class Rows:
             yield piece
             minutes = (time.monotonic() - start) / number * (len(left) - number) / 60
             named = ", ".join(f"{name} {value}" for name, value in zip(self.key, piece, strict=True))
-            print(f"{number} of {len(left)}: {named}; about {minutes:.0f} min left", flush=True)
+            start_of_line = f"{title}: " if title else ""
+            print(f"{start_of_line}{number} of {len(left)}: {named}; about {minutes:.0f} min left", flush=True)
 
     def add(self, rows: Sequence[Row]) -> None:
         """Keeps the rows of one piece of work."""

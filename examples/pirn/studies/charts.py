@@ -1,0 +1,118 @@
+"""What was measured as a plot: a dot per line, or curves over what can be counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from pirn.studies.tables import HEADINGS, Cell, Table
+from protoad.errors import MissingExtraError
+
+__all__ = ["check_plots", "draw"]
+
+_PANELS = ("image_auroc", "aupro")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
+_MARKERS = "osD^vPX*"
+_DASHES = ("-", "--", "-.", ":")
+
+
+def check_plots() -> None:
+    """Fails before the work, not after.
+
+    Raises:
+        MissingExtraError: without matplotlib.
+    """
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib is needed here but not installed; run: pip install 'protoad[viz]'")
+
+
+def draw(path: Path, table: Table) -> None:
+    """Writes a PNG: image AUROC and AUPRO of every line, and the paper's numbers, hollow."""
+    from matplotlib.figure import Figure
+
+    curves = bool(table.comparison.axis) or len({cell.shots for cell in table.cells}) > 2
+    height = 4.0 if curves else 1.6 + 0.28 * len(table.cells)
+    figure = Figure(figsize=(10, height), layout="constrained")
+    for axis, metric in zip(figure.subplots(1, 2, sharey=not curves), _PANELS, strict=True):
+        (_curves if curves else _dots)(axis, table, metric)
+        axis.grid(alpha=0.3)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def _dots(axis: Any, table: Table, metric: str) -> None:
+    """A line of the table is a line of the plot, from above; shots and scores differ by marker."""
+    labels = list(dict.fromkeys(cell.line.label for cell in table.cells))
+    groups = _groups(table)
+    for index, (label, cells) in enumerate(groups.items()):
+        places = [labels.index(cell.line.label) + 0.2 * (index - (len(groups) - 1) / 2) for cell in cells]
+        _errorbar(axis, places, cells, metric, index, label, lying=True)
+        known = [(table.printed_for(c).get(metric), y) for c, y in zip(cells, places, strict=True)]
+        hollow = [(x, y) for x, y in known if x is not None]
+        if hollow:
+            style = {"facecolors": "none", "edgecolors": "0.4", "marker": "D", "s": 22, "zorder": 3}
+            named = "the paper's, on its data" if index == 0 else None
+            axis.scatter(*zip(*hollow, strict=True), label=named, **style)
+    axis.set(xlabel=HEADINGS[metric], ylim=(len(labels) - 0.4, -0.6))
+    axis.set_yticks(range(len(labels)), labels)
+
+
+def _curves(axis: Any, table: Table, metric: str) -> None:
+    """Over what can be counted, or over the shots, a curve per line."""
+    if table.comparison.axis:
+        axis.set(xlabel=table.comparison.axis, xscale="log")
+        groups = _groups(table)
+        places = {id(cell): cell.line.x for cell in table.cells}
+    else:
+        axis.set(xlabel="shots", xscale="log")
+        groups = {}
+        for cell in table.cells:
+            groups.setdefault(f"{cell.line.label}{f', {cell.score}' if cell.score else ''}", []).append(cell)
+        places = {id(cell): cell.shots if cell.shots != "all" else None for cell in table.cells}
+    for index, (label, cells) in enumerate(groups.items()):
+        cells = [cell for cell in cells if cell.rows and places[id(cell)] is not None]
+        _errorbar(axis, [places[id(cell)] for cell in cells], cells, metric, index, label, lying=False)
+    printed = {places[id(c)]: table.printed_for(c)[metric] for c in table.cells if metric in table.printed_for(c)}
+    if printed and table.comparison.axis:
+        style = {"color": "0.4", "linestyle": ":", "marker": "D", "markerfacecolor": "none"}
+        axis.plot(list(printed), list(printed.values()), label="the paper's, on its data", **style)
+    ticks = sorted({place for place in places.values() if place is not None})
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set_ylabel(HEADINGS[metric])
+
+
+def _groups(table: Table) -> dict[str, list[Cell]]:
+    """Cells of the same shots and score, under a name of what differs."""
+    groups: dict[str, list[Cell]] = {}
+    shots = len({cell.shots for cell in table.cells}) > 1
+    for cell in table.cells:
+        named = [f"{cell.shots} shots"] if shots else []
+        groups.setdefault(", ".join([*named, *([cell.score] if cell.score else [])]), []).append(cell)
+    return groups
+
+
+def _errorbar(
+    axis: Any, places: Sequence[Any], cells: Sequence[Cell], metric: str, index: int, label: str, *, lying: bool
+) -> None:
+    """Mean and deviation over the seeds."""
+    found = [(place, cell.over_seeds(metric)) for place, cell in zip(places, cells, strict=True)]
+    found = [(place, values) for place, values in found if values]
+    where, means = [place for place, _ in found], [fmean(values) for _, values in found]
+    errors = [stdev(values) if len(values) > 1 else 0.0 for _, values in found]
+    style: dict[str, Any] = {
+        "color": _COLOURS[index % len(_COLOURS)],
+        "marker": _MARKERS[index % len(_MARKERS)],
+        "linestyle": "none" if lying else _DASHES[index % len(_DASHES)],
+        "markersize": 5,
+        "elinewidth": 1,
+        "capsize": 2,
+        "label": label or None,
+    }
+    x, y, bars = (means, where, {"xerr": errors}) if lying else (where, means, {"yerr": errors})
+    axis.errorbar(x, y, **bars, **style)

@@ -1,0 +1,83 @@
+"""`pirn study NAME` for what is a comparison: measure its lines, write table, rows and plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pirn.studies.charts import draw
+from pirn.studies.comparisons import COMPARISONS, Comparison
+from pirn.studies.measuring import NOT_AVAILABLE, Measured, measure
+from pirn.studies.printed import Printed, printed
+from pirn.studies.request import Piece, Request, settings_of
+from pirn.studies.tables import Cell, Table, markdown
+from protoad.report import write_csv
+
+__all__ = ["compare", "measure_all"]
+
+_PRINTED_OF = {"eyecandies": "Eyecandies", "real-iad-d3": "Real-IAD D3"}
+_BY_CATEGORY = {"Real-IAD D3": 8, "MVTec 3D-AD": 11}
+
+
+def compare(name: str, request: Request) -> None:
+    """Measures one comparison; writes OUT/NAME.csv, NAME.md and NAME.png.
+
+    Args:
+        name: of the comparison.
+        request: as asked for.
+
+    Raises:
+        DataError: for data at fault.
+        ConfigError: for settings that do not go together.
+    """
+    asked, comparison = request.reduced(), COMPARISONS[name]
+    table = _table(asked, comparison, measure(asked, _wanted(asked, [comparison])))
+    stem = f"{name}-quick" if request.quick else name
+    write_csv(request.out / f"{stem}.csv", [{"line": c.line.label, **row} for c in table.cells for row in c.rows])
+    (request.out / f"{stem}.md").write_text(markdown(name, table), encoding="utf-8")
+    draw(request.out / f"{stem}.png", table)
+    print(f"table: {request.out / stem}.md   figure: {request.out / stem}.png   rows: {request.out / stem}.csv")
+
+
+def measure_all(names: Sequence[str], request: Request) -> None:
+    """Measures several comparisons at once, so that data and features are made once for all of them."""
+    asked = request.reduced()
+    measure(asked, _wanted(asked, [COMPARISONS[name] for name in names]))
+
+
+def _wanted(request: Request, comparisons: Sequence[Comparison]) -> dict[Piece, list[Mapping[str, Any]]]:
+    wanted: dict[Piece, list[Mapping[str, Any]]] = {}
+    for comparison in comparisons:
+        for piece in request.pieces(comparison.shots):
+            wanted.setdefault(piece, []).extend(
+                comparison.settings(line, score) for line in comparison.lines for score in comparison.scores or ("",)
+            )
+    return dict(sorted(wanted.items(), key=lambda item: request.seeds.index(item[0].seed)))
+
+
+def _table(request: Request, comparison: Comparison, measured: Measured) -> Table:
+    cells = []
+    for shots in ("all" if number is None else number for number in request.shots or comparison.shots):
+        for score in comparison.scores or ("",):
+            for line in comparison.lines:
+                settings = settings_of(replace(request.base, **comparison.settings(line, score)))
+                rows = [row for row in measured.rows if (row["settings"], row["shots"]) == (settings, shots)]
+                reason = NOT_AVAILABLE if settings in measured.missing else ""
+                cells.append(Cell(line, shots, score, rows, reason))
+    dataset = _PRINTED_OF.get(request.source.dataset if request.root else "", "MVTec 3D-AD")
+    numbers = _printed(comparison, dataset)
+    title = f"{request.title}, encoder {request.base.encoder}, {request.base.image_size} pixels"
+    if request.quick:
+        title = f"few small {title} (quick: no result)"
+    return Table(title, comparison, cells, numbers)
+
+
+def _printed(comparison: Comparison, dataset: str) -> list[Printed]:
+    """The paper's numbers on the data set nearest to ours."""
+    if comparison.by_category:
+        return printed(_BY_CATEGORY.get(dataset, 11))
+    if comparison.table is None:
+        return []
+    found = [p for p in printed(comparison.table) if p.category == "mean"]
+    return [p for p in found if p.dataset == dataset] or found

@@ -1,0 +1,220 @@
+"""The comparisons: what is measured, that it is measured once, and what the tables make of it."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pirn.cli import main
+from pirn.config import PIRNConfig
+from pirn.experiment import evaluate, open_test, train_category
+from pirn.studies import STUDIES, comparing, measuring, run_study
+from pirn.studies.comparing import compare
+from pirn.studies.comparisons import COMPARISONS, Comparison, Line
+from pirn.studies.printed import Printed, printed
+from pirn.studies.request import Piece, Request, settings_of
+from pirn.studies.tables import Cell, Table, markdown
+
+from protoad.data import read_rgb
+from protoad.errors import ConfigError
+
+SMALL = PIRNConfig(image_size=64, epochs=1, num_prototypes=4)
+TWO = Comparison(
+    "Which?",
+    (Line("ours", {}), Line("mean", {"aggregation": "mean"}), Line("gone", {"encoder": "timm:vit_tiny_patch16_224"})),
+    "ours",
+    shots=(3,),
+)
+
+
+def _request(out: Path, cookies: Path, **more: object) -> Request:
+    return Request(out, seeds=(0,), root=cookies, base=SMALL, jobs=1, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(measuring, "_checked", {})
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_every_comparison_can_be_asked(name: str) -> None:
+    comparison = COMPARISONS[name]
+    labels = [line.label for line in comparison.lines]
+    assert comparison.reference in labels
+    assert len(set(labels)) == len(labels)
+    for line in comparison.lines:
+        for score in comparison.scores or ("",):
+            settings_of(replace(PIRNConfig(), **comparison.settings(line, score)))
+            settings_of(replace(PIRNConfig().faithful(), **comparison.settings(line, score)))
+
+
+@pytest.mark.parametrize("name", [n for n, c in COMPARISONS.items() if c.table and not c.by_category])
+def test_what_the_paper_calls_a_line_is_in_its_table(name: str) -> None:
+    methods = {p.method for p in printed(COMPARISONS[name].table)}
+    named = {line.printed for line in COMPARISONS[name].lines if line.printed}
+    assert named <= methods
+    assert named
+
+
+def test_settings_are_what_differs_from_the_defaults() -> None:
+    assert settings_of(PIRNConfig(seed=3, weights="somewhere")) == "default"
+    assert settings_of(PIRNConfig(epochs=60, assignment="softmax")) == "assignment=softmax epochs=60"
+
+
+def test_a_comparison_measures_as_training_and_evaluating_do(
+    cookies: Path, tmp_path: Path, monkeypatch, offline
+) -> None:
+    monkeypatch.setitem(COMPARISONS, "two", TWO)
+    compare("two", _request(tmp_path, cookies))
+    rows = list(csv.DictReader((tmp_path / "two.csv").read_text().splitlines()))
+    assert [(row["line"], "cosine" in row["settings"]) for row in rows] == [
+        ("ours", False),
+        ("mean", False),
+        ("ours", True),
+        ("mean", True),
+    ]
+    for row, settings in zip(rows, ({}, {"aggregation": "mean"}), strict=False):
+        config = replace(SMALL, **settings)
+        pirn, _ = train_category(config, cookies, "cookie", 3)
+        expected = evaluate(pirn, open_test(config, cookies, "cookie"), None)["pirn"]
+        for metric, value in expected._asdict().items():
+            assert float(row[metric]) == pytest.approx(value, abs=1e-5)
+        assert float(row["loss"]) == pytest.approx(pirn.model.history[-1]["loss"], abs=1e-4)
+    text = (tmp_path / "two.md").read_text()
+    assert "| whitened | gone | weights not available |" in text
+    assert read_rgb(tmp_path / "two.png").shape[2] == 3
+
+
+def test_what_is_measured_is_measured_once(cookies: Path, tmp_path: Path, monkeypatch, offline, capsys) -> None:
+    monkeypatch.setitem(COMPARISONS, "two", TWO)
+    one = replace(TWO, lines=(*TWO.lines[:1], Line("softmax", {"assignment": "softmax"})), scores=("whitened",))
+    monkeypatch.setitem(COMPARISONS, "one", one)
+    judge, judged = measuring._Bench.judge, []
+
+    def counted(self: measuring._Bench, config: PIRNConfig) -> object:
+        judged.append(settings_of(config))
+        if len(judged) == 3:
+            raise KeyboardInterrupt
+        return judge(self, config)
+
+    monkeypatch.setattr(measuring._Bench, "judge", counted)
+    with pytest.raises(KeyboardInterrupt):
+        compare("two", _request(tmp_path, cookies))
+    compare("two", _request(tmp_path, cookies))
+    assert sorted(judged) == sorted([*{*judged}, judged[2]])  # only what was interrupted came twice
+    before = len(judged)
+    compare("one", _request(tmp_path, cookies))
+    assert len(judged) == before + 1
+    assert "softmax" in judged[-1]
+    assert "pieces done" in capsys.readouterr().out
+
+
+def test_random_weights_measure_nothing(cookies: Path, tmp_path: Path, monkeypatch) -> None:
+    random = Line("random", {"encoder": "timm:vit_tiny_patch16_224,weights=random"})
+    monkeypatch.setitem(COMPARISONS, "random", replace(TWO, lines=(TWO.lines[0], random), scores=("whitened",)))
+    compare("random", _request(tmp_path, cookies))
+    assert "| random | weights not available |" in (tmp_path / "random.md").read_text()
+
+
+def test_weights_are_found_by_the_name_of_their_model(tmp_path: Path) -> None:
+    (tmp_path / "mobilenetv2_100_x.safetensors").touch()
+    (tmp_path / "mobilenetv2_100_x.txt").touch()
+    request = Request(tmp_path, weights=tmp_path)
+    found = request.config({"encoder": "timm:mobilenetv2_100,pad_type=same"}, 0).weights
+    assert found == str(tmp_path / "mobilenetv2_100_x.safetensors")
+    assert request.config({"encoder": "timm:vit_tiny_patch16_224"}, 0).weights is None
+    assert request.config({}, 0).weights is None
+
+
+def test_synthetic_parts_are_made_once_and_have_no_end(tmp_path: Path) -> None:
+    request = Request(tmp_path, quick=True).reduced()
+    assert request.seeds == (0,)
+    folder = request.folder_of(Piece("cookie", 3, 0))
+    written = (folder / "cookie" / "train" / "good" / "rgb" / "000.png").stat().st_mtime_ns
+    assert request.folder_of(Piece("cookie", 5, 0)) == folder
+    assert (folder / "cookie" / "train" / "good" / "rgb" / "000.png").stat().st_mtime_ns == written
+    with pytest.raises(ConfigError, match="give numbers"):
+        request.folder_of(Piece("cookie", None, 0))
+    with pytest.raises(ConfigError, match="no synthetic part 'screw'"):
+        Request(tmp_path, categories=("screw",)).chosen()
+
+
+def _cells(values: dict[tuple[str, str, int], float], labels: tuple[str, ...] = ("a", "b")) -> list[Cell]:
+    def rows(label: str) -> list[dict]:
+        return [
+            {"category": c, "seed": s, "image_auroc": v, "pixel_auroc": 0.5, "aupro": v / 2, "f1_max": math.nan}
+            for (name, c, s), v in values.items()
+            if name == label
+        ]
+
+    return [Cell(Line(label, printed=label.upper()), 10, "", rows(label)) for label in labels]
+
+
+def test_a_table_holds_deviations_over_seeds_and_paired_differences() -> None:
+    rng = np.random.default_rng(0)
+    values = {(label, c, s): float(rng.random()) for label in "ab" for c in ("x", "y") for s in range(3)}
+    comparison = Comparison("?", (Line("a", printed="A"), Line("b", printed="B")), "a", table=2, scores=())
+    numbers = [
+        Printed(2, "MVTec 3D-AD", "10", "A", "mean", {"image_auroc": 0.9}, ""),
+        Printed(2, "MVTec 3D-AD", "10", "C", "mean", {"image_auroc": 0.8}, "beware"),
+    ]
+    text = markdown("t", Table("parts", comparison, _cells(values), numbers))
+    means = {label: [np.mean([values[label, c, s] for c in "xy"]) for s in range(3)] for label in "ab"}
+    changes = [values["b", c, s] - values["a", c, s] for c in "xy" for s in range(3)]
+    line = next(line for line in text.splitlines() if line.startswith("| b |"))
+    assert f"| b | {np.mean(means['b']):.3f} ± {np.std(means['b'], ddof=1):.3f} | 0.500 ± 0.000 |" in line
+    assert f"| {np.mean(changes):+.3f} ± {np.std(changes, ddof=1) / 6**0.5:.3f} |" in line
+    assert next(line for line in text.splitlines() if line.startswith("| a |")).endswith("| 0.900 |")
+    assert next(line for line in text.splitlines() if line.startswith("| C (printed only) |")).endswith("| 0.800 |")
+    assert "beware" in text
+    assert "seeds 0, 1, 2" in text
+
+
+def test_a_table_by_category_has_a_block_per_metric_and_the_printed_ones() -> None:
+    values = {("a", "x", 0): 0.5, ("a", "y", 0): 0.7, ("b", "x", 0): 0.25, ("b", "y", 0): 0.75}
+    comparison = Comparison("?", (Line("a"), Line("b")), "a", by_category=True, scores=())
+    numbers = [Printed(11, "MVTec 3D-AD", "all", "M3DM", "Rope", {"aupro": 0.971}, "")]
+    lines = markdown("t", Table("parts", comparison, _cells(values), numbers)).splitlines()
+    start = lines.index("**I-AUROC**")
+    assert lines[start + 2] == "|  | x | y | mean |"
+    assert lines[start + 4 : start + 6] == ["| a | 0.500 | 0.700 | 0.600 |", "| b | 0.250 | 0.750 | 0.500 |"]
+    start = lines.index("**AUPRO, as printed in the paper's Table 11, MVTec 3D-AD, all shots**")
+    assert lines[start + 2 : start + 5 : 2] == ["|  | Rope |", "| M3DM | 0.971 |"]
+
+
+def test_the_command(tmp_path: Path, capsys, monkeypatch, cookies: Path) -> None:
+    asked = []
+    monkeypatch.setitem(STUDIES, "components", asked.append)
+    argv = ["study", "components", "--out", str(tmp_path), "--shots", "5", "all", "--root", str(cookies)]
+    assert main([*argv, "--seeds", "1", "--faithful", "--category", "cookie"]) == 0
+    (request,) = asked
+    assert request.shots == (5, None)
+    assert request.base == PIRNConfig().faithful()
+    assert (request.seeds, request.categories, request.root) == ((1,), ("cookie",), cookies)
+    assert main(["study", "components", "--out", str(tmp_path), "--dataset", "eyecandies"]) == 2
+    assert "--root" in capsys.readouterr().err
+    assert main(["study", "missing", "--out", str(tmp_path), "--shots", "5"]) == 2
+    assert "draws its own parts" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["study", "components", "--out", str(tmp_path), "--shots", "few"])
+
+
+def test_all_goes_on_after_a_study_that_fails(tmp_path: Path, monkeypatch, capsys) -> None:
+    done: list[str] = []
+
+    def failing(request: Request) -> None:
+        raise ConfigError("cannot")
+
+    monkeypatch.setattr("pirn.studies.measure_all", lambda names, request: done.append("measured"))
+    for name in list(STUDIES):
+        monkeypatch.setitem(STUDIES, name, failing if name == "layers" else lambda request, n=name: done.append(n))
+    with pytest.raises(ConfigError, match="cannot"):
+        run_study("all", Request(tmp_path))
+    assert done == ["measured", *(name for name in STUDIES if name != "layers")]
+    assert comparing.COMPARISONS is COMPARISONS
