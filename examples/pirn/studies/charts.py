@@ -40,8 +40,9 @@ def draw(path: Path, table: Table) -> None:
         (_curves if curves else _dots)(axis, table, metric)
         axis.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    named = dict(zip(labels, handles, strict=True))  # each name once
+    if named:
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=110)
 
 
@@ -56,8 +57,7 @@ def _dots(axis: Any, table: Table, metric: str) -> None:
         hollow = [(x, y) for x, y in known if x is not None]
         if hollow:
             style = {"facecolors": "none", "edgecolors": "0.4", "marker": "D", "s": 22, "zorder": 3}
-            named = "the paper's, on its data" if index == 0 else None
-            axis.scatter(*zip(*hollow, strict=True), label=named, **style)
+            axis.scatter(*zip(*hollow, strict=True), label="the paper's, on its data", **style)
     axis.set(xlabel=HEADINGS[metric], ylim=(len(labels) - 0.4, -0.6))
     axis.set_yticks(range(len(labels)), labels)
 

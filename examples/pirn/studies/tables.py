@@ -62,8 +62,10 @@ class Table(NamedTuple):
     printed: Sequence[Printed]
 
     def printed_for(self, cell: Cell) -> Mapping[str, float]:
-        """The paper's numbers for a line; where it has one number of shots only, these."""
-        found = [p for p in self.printed if p.method == cell.line.printed and cell.line.printed]
+        """The paper's numbers for a line, under the paper's score; where it has one number of shots only, these."""
+        if not cell.line.printed or cell.score not in ("", "cosine"):
+            return {}
+        found = [p for p in self.printed if p.method == cell.line.printed]
         same = [p for p in found if p.shots == str(cell.shots)]
         chosen = same or (found if len({p.shots for p in self.printed}) == 1 else [])
         return chosen[0].metrics if chosen else {}
