@@ -113,6 +113,7 @@ def _add_prepare(subparsers: Any) -> None:
     parser.add_argument(
         "--foreground", action=argparse.BooleanOptionalAction, default=True, help="find the part by its table"
     )
+    parser.add_argument("--points", action="store_true", help="keep the points too, for --encoder-normals fpfh")
     parser.add_argument("--jobs", type=int, default=None, help="parts prepared at a time (default: one per core)")
 
 

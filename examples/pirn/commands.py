@@ -203,7 +203,10 @@ def prepare(arguments: argparse.Namespace) -> None:
     categories = source.categories(arguments.root) if arguments.category == ["all"] else arguments.category
     _check_writable(arguments.out)
     distances = parse_distances(arguments.plane_distance, categories)
-    settings = {name: PrepareSettings(arguments.size, arguments.foreground, distances[name]) for name in categories}
+    settings = {
+        name: PrepareSettings(arguments.size, arguments.foreground, distances[name], arguments.points)
+        for name in categories
+    }
     jobs = (os.cpu_count() or 1) if arguments.jobs is None else arguments.jobs
     prepare_all(source, arguments.root, arguments.out, settings, jobs=jobs)
 

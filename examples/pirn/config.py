@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from protoad.data import PrepareSettings, plane_distance
+from protoad.encoders import looks_at
 from protoad.errors import CheckpointError, ConfigError
 
 __all__ = ["PIRNConfig"]
@@ -22,6 +23,10 @@ class PIRNConfig:
 
     detector: Literal["pirn", "nearest_neighbour", "gaussian"] = _option("pirn", "what learns the good parts")
     encoder: str = _option("filter_bank", "filter_bank, or timm:MODEL[,key=value...]")
+    encoder_normals: str | None = _option(
+        None,
+        "another encoder for the branch of the normals, fpfh[,radius=METRES] of its points too (default: the same)",
+    )
     weights: str | None = _option(None, "weight file of a timm encoder; default: the published weights")
     image_size: int = _option(224, "side of the square images, pixels")
     modality: Literal["both", "rgb", "normals"] = _option("both", "which modalities to use (paper Table 3)")
@@ -84,6 +89,10 @@ class PIRNConfig:
                 raise ConfigError(f"{name}: expected a finite value above 0, got {getattr(self, name)}")
         if self.guard and self.aggregation == "none":
             raise ConfigError("guard: expected off with aggregation none, which refines nothing; got True")
+        if "rgb" in self.modalities and looks_at(self.encoder) == "points":
+            raise ConfigError(
+                f"encoder: {self.encoder} looks at points and sees no colours; give it as encoder_normals"
+            )
         for name in ("seed", "augment"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected 0 or more, got {getattr(self, name)}")
@@ -97,10 +106,20 @@ class PIRNConfig:
         """The modalities in use, in order."""
         return ("rgb", "normals") if self.modality == "both" else (self.modality,)
 
+    @property
+    def encoders(self) -> dict[str, str]:
+        """The name of the encoder of each modality in use."""
+        return {m: self.encoder if m == "rgb" else self.encoder_normals or self.encoder for m in self.modalities}
+
+    @property
+    def needs_points(self) -> bool:
+        """Whether an encoder looks at the points of the cloud."""
+        return any(looks_at(name) == "points" for name in self.encoders.values())
+
     def preparation(self, category: str) -> PrepareSettings:
         """How parts of a category are prepared."""
         distance = plane_distance(category) if self.plane_distance is None else self.plane_distance
-        return PrepareSettings(self.image_size, self.foreground, distance)
+        return PrepareSettings(self.image_size, self.foreground, distance, self.needs_points)
 
     def faithful(self) -> PIRNConfig:
         """Gives these settings with the paper's own, and its silent ones as docs/choices.md reads them.

@@ -50,12 +50,19 @@ _MEMBERS = "cross"
 
 
 def build_extractor(config: PIRNConfig, *, cache: FeatureCache | None = None) -> FeatureExtractor:
-    """Gives the frozen encoders of a config, one per modality; a pretrained one serves both."""
+    """Gives the frozen encoders of a config, one per modality; a pretrained one serves both if both ask for it."""
     encoders: dict[str, Encoder] = {}
-    for modality in config.modalities:
-        pretrained = next((e for e in encoders.values() if _is_pretrained(e)), None)
-        encoders[modality] = pretrained or build_encoder(
-            config.encoder, weights=config.weights, image_size=config.image_size, seed=config.seed
+    for modality, name in config.encoders.items():
+        first = encoders.get("rgb")
+        if first is not None and name == config.encoder and _is_pretrained(first):
+            encoders[modality] = first
+            continue
+        encoders[modality] = build_encoder(
+            name,
+            weights=config.weights if name == config.encoder else None,
+            image_size=config.image_size,
+            seed=config.seed,
+            stride=None if first is None else first.stride,
         )
     return FeatureExtractor(
         encoders,

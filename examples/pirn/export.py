@@ -63,11 +63,14 @@ def export_detector(pirn: PIRNDetector, checkpoint: Path, path: Path, *, inputs:
         inputs: see `DeployedDetector`.
 
     Raises:
-        ConfigError: as `check_target`, or if an ONNX file would exceed the format's 2 GB.
+        ConfigError: as `check_target`, if an ONNX file would exceed the format's 2 GB, or for an encoder that looks at
+            points: no graph holds the search for neighbours.
         MissingExtraError: as `check_target`.
         DataError: if the file cannot be written.
     """
     check_target(path)
+    if pirn.config.needs_points:
+        raise ConfigError(f"{path}: {pirn.config.encoders['normals']} looks at points, and no graph holds that search")
     module, details = DeployedDetector(pirn, inputs), describe(pirn, checkpoint, inputs)
     with torch.no_grad(), _quiet():
         if path.suffix == ".onnx":

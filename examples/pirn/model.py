@@ -134,13 +134,17 @@ class PIRN(Reconstructor):
         config: settings.
 
     Raises:
-        ValueError: if two modalities differ in d.
+        ConfigError: if two modalities differ in d.
     """
 
     def __init__(self, dims: Mapping[str, int], config: PIRNConfig) -> None:
         super().__init__()
         if len(set(dims.values())) != 1:
-            raise ValueError(f"dims: expected the same d for all modalities, got {dict(dims)}")
+            widths = " and ".join(f"{d} of the {m} branch" for m, d in dims.items())
+            raise ConfigError(
+                "encoder_normals: the branches of PIRN share a graph and need tokens of as many channels, got "
+                f"{widths}; choose encoders of one width, or one modality"
+            )
         self.config = config
         generator = torch.Generator().manual_seed(config.seed)
         self.prototypes = nn.ParameterDict(

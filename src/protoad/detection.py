@@ -83,12 +83,16 @@ class FeatureExtractor(nn.Module):
     if they look like the part, and those to be judged by their colours alone are marked as guessed.
 
     Args:
-        encoders: modality ("rgb" and / or "normals", fields of `Prepared`) -> encoder.
+        encoders: modality ("rgb" and / or "normals", fields of `Prepared`) -> encoder; one of the normals may look at
+            points instead, of those parts of the cloud that count.
         image_size: side of the square images, pixels.
         foreground: whether only tokens with a foreground pixel count; otherwise all do.
         fill_holes: whether normals are continued into holes before they are encoded. Then only the tokens within holes
             are guessed; otherwise a hole is an edge to the encoder, and all tokens of such a part are.
         cache: where features are kept; each image is encoded once.
+
+    Raises:
+        DataError: if the encoders' grids differ, or that of the colours looks at points.
     """
 
     usual_loss: Tensor
@@ -109,6 +113,8 @@ class FeatureExtractor(nn.Module):
         grids = {m: encoder.grid(image_size) for m, encoder in encoders.items()}
         if len(set(grids.values())) != 1:
             raise DataError(f"encoders: expected one token grid for all modalities, got {grids}")
+        if "rgb" in encoders and encoders["rgb"].looks_at == "points":
+            raise DataError(f"encoders: {encoders['rgb'].name} looks at points and sees no colours; give rgb another")
         self.grid = next(iter(grids.values()))
         self.looks = TokenBackground(encoders["rgb"].dim) if foreground and "rgb" in encoders else None
         self.register_buffer("usual_loss", torch.ones(()))  # share of a shot without depth, the largest
@@ -162,7 +168,7 @@ class FeatureExtractor(nn.Module):
             modalities: those to look at; default: all there are encoders for.
 
         Raises:
-            DataError: for a modality without an encoder, or none at all.
+            DataError: for a modality without an encoder, or none at all, or parts without points that an encoder needs.
         """
         chosen = list(self.encoders) if modalities is None else list(modalities)
         if not chosen or any(m not in self.encoders for m in chosen):
@@ -212,10 +218,22 @@ class FeatureExtractor(nn.Module):
         return torch.stack([part.valid for part in parts]).to(self.device)
 
     def _images(self, parts: Sequence[Prepared], modality: str) -> Tensor:
+        if self.encoders[modality].looks_at == "points":
+            return torch.stack([self._points(part, self.encoders[modality].name) for part in parts]).to(self.device)
         images = torch.stack([getattr(part, modality) for part in parts]).to(self.device)
         if modality == "rgb" or not self.fill_holes:
             return images
         return fill_normals(images, self._valid(parts))
+
+    def _points(self, part: Prepared, name: str) -> Tensor:
+        """(6 y x) points of what counts and their normals, both in camera axes."""
+        if part.xyz is None:
+            raise DataError(
+                f"{name}: looks at points, which this part was prepared without; prepare it with points=True"
+            )
+        seen = part.valid & part.foreground if self.foreground else part.valid
+        normals = torch.where(seen, 2 * part.normals - 1, 0) * _CAMERA_AXES[:, None, None]
+        return torch.cat([torch.where(seen, part.xyz, torch.nan), normals])
 
 
 class Detector(nn.Module):
@@ -348,6 +366,7 @@ class Detector(nn.Module):
         return anomaly_map(values, self.grid, size=self.image_size, sigma=self.sigma)
 
 
+_CAMERA_AXES = torch.tensor([1.0, -1.0, -1.0])  # times what has y up and z towards the viewer
 _MOSTLY = 0.5  # a token of which less was seen is guessed
 _MARGIN = 0.02  # beyond the holes of the worst shot: a new part may have a little more and yet be as usual
 

@@ -29,9 +29,11 @@ def _scene(matrix: np.ndarray, move: np.ndarray) -> Prepared:
     spot = (x - 0.3) ** 2 / 0.04 + (y - 0.2) ** 2 / 0.01 < 1
     hole = (x + 0.2) ** 2 + (y + 0.3) ** 2 < 0.02
     normals[hole] = 0
-    xyz = np.full((SIZE, SIZE, 3), 0.5, np.float32)
+    height = 0.3 * np.sin(2 * x) * np.cos(y) + 0.2 * y
+    xyz = np.stack([seen[..., 0], -seen[..., 1], 2 - height], axis=-1).astype(np.float32)
+    xyz[hole] = np.nan
     sample = Sample((255 * colour).round().astype(np.uint8), xyz, spot, 1, "spot", "scene", normals)
-    return prepare(sample, SIZE, foreground=False)
+    return prepare(sample, SIZE, foreground=False, points=True)
 
 
 def _turn(angle: float, *, flip: bool = False) -> np.ndarray:
@@ -55,19 +57,31 @@ def test_a_moved_copy_is_the_moved_scene(flip: bool, angle: float, shift: tuple[
     smooth = inside & ~near_hole
     assert (moved.rgb - rendered.rgb)[:, smooth].abs().max() < 0.02
     assert (moved.normals - rendered.normals)[:, smooth].abs().max() < 0.005
+    shifted = torch.tensor([2 * shift[1], 2 * shift[0], 0.0])[:, None, None]  # what points are not
+    assert (moved.xyz + shifted - rendered.xyz)[:, smooth].abs().max() < 0.02  # a pixel is 0.021 wide
 
 
 def test_flips_and_quarter_turns_move_pixels_whole() -> None:
     still = _scene(np.eye(2), np.zeros(2))
     twice = augment(augment(still, flip=True), flip=True)
     for before, after in zip(still, twice, strict=True):
-        torch.testing.assert_close(before, after, rtol=0, atol=1e-7)
+        torch.testing.assert_close(before, after, rtol=0, atol=1e-7, equal_nan=True)
     quarter = augment(still, angle=np.pi / 2)
     for name in ("rgb", "valid", "foreground", "mask"):
         before, after = getattr(still, name), getattr(quarter, name)
         torch.testing.assert_close(after.float(), before.rot90(1, (-2, -1)).float(), rtol=0, atol=1e-4)
     x, y, z = (2 * still.normals - 1).rot90(1, (-2, -1))
     torch.testing.assert_close(2 * quarter.normals - 1, torch.stack([-y, x, z]), rtol=0, atol=1e-4)
+    x, y, z = still.xyz.rot90(1, (-2, -1))
+    torch.testing.assert_close(quarter.xyz, torch.stack([y, -x, z]), rtol=0, atol=1e-6, equal_nan=True)
+
+
+def test_points_are_moved_only_where_there_are_any() -> None:
+    still = _scene(np.eye(2), np.zeros(2))
+    bare = augment(still._replace(xyz=None), flip=True, angle=0.4, shift=(0.1, 0.0))
+    assert bare.xyz is None
+    for one, other in zip(bare[:5], augment(still, flip=True, angle=0.4, shift=(0.1, 0.0))[:5], strict=True):
+        assert torch.equal(one, other)
 
 
 def test_what_comes_in_from_outside_is_background() -> None:
@@ -75,6 +89,7 @@ def test_what_comes_in_from_outside_is_background() -> None:
     assert not (moved.valid | moved.foreground | moved.mask)[:10].any()
     assert (moved.normals[:, :10] == 0.5).all()
     assert (moved.rgb[:, :9] == 0).all()
+    assert moved.xyz[:, :10].isnan().all()
     assert moved.foreground[10:].all()
 
 
@@ -87,7 +102,7 @@ def test_normals_stay_unit_and_the_part_as_it_was() -> None:
     assert (lengths[~moved.valid] == 0).all()
     assert [tensor.dtype for tensor in moved] == [tensor.dtype for tensor in part]
     for old, now in zip(before, part, strict=True):
-        assert torch.equal(old, now)
+        torch.testing.assert_close(old, now, rtol=0, atol=0, equal_nan=True)
     assert augment(part) is part
 
 

@@ -63,7 +63,8 @@ def test_what_is_read_is_what_prepare_gives(root: Path, made: Path, split: str) 
     assert (cached.names, cached.defects, cached.labels) == (source.names, source.defects, source.labels)
     assert len(cached) == len(source) > 0
     for sample, part, again in zip(source, cached, cached[:], strict=True):
-        for fresh, read, reread in zip(prepare(sample, 64), part, again, strict=True):
+        assert part.xyz is again.xyz is None
+        for fresh, read, reread in zip(prepare(sample, 64)[:5], part[:5], again[:5], strict=True):
             assert fresh.dtype == read.dtype
             assert torch.equal(fresh, read)
             assert torch.equal(fresh, reread)
@@ -262,11 +263,31 @@ def test_bad_calls(root: Path, made: Path, tmp_path: Path) -> None:
 
 def test_numbers_survive_as_they_are(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    images = torch.from_numpy(rng.random((2, 3, 33, 33), dtype=np.float32))
+    *images, xyz = torch.from_numpy(rng.random((3, 3, 33, 33), dtype=np.float32))
+    xyz[:, 5:7] = torch.nan
     masks = torch.from_numpy(rng.random((3, 33, 33)) < 0.5)  # 33 x 33 x 3 bits fill no whole number of bytes
-    stored = prepared_cache.StoredPart(prepared_cache.Prepared(*images, *masks), "why", "key")
+    stored = prepared_cache.StoredPart(prepared_cache.Prepared(*images, *masks, xyz), "why", "key")
     prepared_cache.write_part(tmp_path / "a.npz", stored)
     read = prepared_cache.read_part(tmp_path / "a.npz")
     assert read[1:] == ("why", "key")
     for before, after in zip(stored.part, read.part, strict=True):
-        assert torch.equal(before, after)
+        torch.testing.assert_close(before, after, rtol=0, atol=0, equal_nan=True)
+
+
+def test_points_are_kept_on_demand(root: Path, made: Path, tmp_path: Path) -> None:
+    with_points = replace(SMALL, points=True)
+    assert len(_run(root, tmp_path, points=True)) > 0
+    assert _run(root, tmp_path, points=True) == []
+    parts, sample = PreparedSet(tmp_path, "cookie", "train", with_points), MVTec3D(root, "cookie", "train")[0]
+    for before, after in zip(prepare(sample, 64, points=True), parts[0], strict=True):
+        torch.testing.assert_close(before, after, rtol=0, atol=0, equal_nan=True)
+    # they do no harm where nobody asks for them, and are missed where somebody does
+    assert PreparedSet(tmp_path, "cookie", "train", SMALL).names == parts.names
+    with pytest.raises(DataError, match=r"prepared without its points.*\(--points\), and for that delete that folder"):
+        PreparedSet(made, "cookie", "train", with_points)
+    with pytest.raises(DataError, match="prepared without its points"):
+        _run(root, made, points=True)
+    with pytest.raises(DataError, match=r"0\.005 m, points kept, asked for size 64 and plane distance 0\.005 m;"):
+        _run(root, tmp_path)
+    with pytest.raises(DataError, match=r"size 64 and .* asked for size 32 and plane distance 0\.005 m, points kept"):
+        PreparedSet(made, "cookie", "train", replace(with_points, size=32))

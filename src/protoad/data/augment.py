@@ -29,7 +29,8 @@ def augment(
         shift: (down, right) as shares of the side.
 
     Returns:
-        The moved copy: colour and normals bilinear, masks nearest.
+        The moved copy: colour and normals bilinear, masks and points nearest. Points turn about the optical axis and
+        are not shifted in space, where only their places towards each other matter.
     """
     if flip:
         part = _flipped(part)
@@ -45,7 +46,8 @@ def augment(
     x, y, z = _sampled(torch.where(part.valid, 2 * part.normals - 1, 0), grid, "bilinear")
     turned = torch.stack([cos * x - sin * y, sin * x + cos * y, z])
     normals = torch.where(valid, functional.normalize(turned, dim=0, eps=1e-6) * 0.5 + 0.5, 0.5)
-    return Prepared(_sampled(part.rgb, grid, "bilinear").clamp(0, 1), normals, valid, foreground, mask)
+    xyz = None if part.xyz is None else _turned_points(part.xyz, grid, cos, sin)
+    return Prepared(_sampled(part.rgb, grid, "bilinear").clamp(0, 1), normals, valid, foreground, mask, xyz)
 
 
 def random_copies(
@@ -83,10 +85,18 @@ def random_copies(
 
 
 def _flipped(part: Prepared) -> Prepared:
-    mirrored = Prepared(*(tensor.flip(-1) for tensor in part))
-    normals = mirrored.normals.clone()
+    rgb, normals, valid, foreground, mask = (tensor.flip(-1) for tensor in part[:5])  # copies
     normals[0] = 1 - normals[0]  # n_x changes sign; 0.5, where invalid, stays
-    return mirrored._replace(normals=normals)
+    xyz = None if part.xyz is None else part.xyz.flip(-1) * torch.tensor([-1.0, 1.0, 1.0])[:, None, None]
+    return Prepared(rgb, normals, valid, foreground, mask, xyz)
+
+
+def _turned_points(xyz: Tensor, grid: Tensor, cos: float, sin: float) -> Tensor:
+    """Points (3 y x) in camera axes, whose y points down, as seen after a turn; NaN where none comes from."""
+    there = xyz.isfinite().all(0, keepdim=True)
+    x, y, z = _sampled(torch.where(there, xyz, 0), grid, "nearest")
+    turned = torch.stack([cos * x + sin * y, cos * y - sin * x, z])
+    return torch.where(_sampled(there.float(), grid, "nearest") > 0.5, turned, torch.nan)
 
 
 def _sampled(image: Tensor, grid: Tensor, mode: str) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from protoad.data.files import EmptyCloudError
 from protoad.data.foreground import EVERYTHING_KEPT, PLANE_DISTANCE, find_foreground
 from protoad.data.geometry import SquareMap
-from protoad.data.pointcloud import Normals, normals_from_xyz, viewer_axes
+from protoad.data.pointcloud import Normals, normals_from_xyz, split, viewer_axes
 from protoad.data.sample import Sample
 from protoad.errors import ConfigError
 
@@ -29,6 +29,7 @@ class Prepared(NamedTuple):
         valid: (y x) bool, where `normals` are known.
         foreground: (y x) bool, where the part is.
         mask: (y x) bool, where the defect is.
+        xyz: (3 y x) float32, metres in camera axes, NaN where there is no point; None unless they were asked for.
     """
 
     rgb: Tensor
@@ -36,6 +37,7 @@ class Prepared(NamedTuple):
     valid: Tensor
     foreground: Tensor
     mask: Tensor
+    xyz: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class PrepareSettings:
         size: of the output in pixels.
         foreground: False skips the search for the table: the whole frame counts as foreground.
         plane_distance: from the table, in metres, up to which a point is table; see `find_foreground`.
+        points: whether to keep the points, for encoders that look at them.
 
     Raises:
         ConfigError: if `size` is below 1, or `plane_distance` isn't a finite number above 0.
@@ -54,6 +57,7 @@ class PrepareSettings:
     size: int = 224
     foreground: bool = True
     plane_distance: float = PLANE_DISTANCE
+    points: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -63,11 +67,16 @@ class PrepareSettings:
 
 
 def prepare(
-    sample: Sample, size: int = 224, *, foreground: bool = True, plane_distance: float = PLANE_DISTANCE
+    sample: Sample,
+    size: int = 224,
+    *,
+    foreground: bool = True,
+    plane_distance: float = PLANE_DISTANCE,
+    points: bool = False,
 ) -> Prepared:
     """Resizes a part and turns its point cloud into a normal map.
 
-    A frame that isn't square is centred in one that is; all five tensors go through one `SquareMap`. Normals are those
+    A frame that isn't square is centred in one that is; all tensors go through one `SquareMap`. Normals are those
     the sample brings, or fitted at full resolution; an output pixel takes their mean over the valid pixels it covers.
 
     Args:
@@ -75,12 +84,13 @@ def prepare(
         size: see `PrepareSettings`, as the others.
         foreground: see there.
         plane_distance: see there.
+        points: see there.
 
     Raises:
         EmptyCloudError: if no pixel has a normal; names the sample.
         ConfigError: if a setting is out of range.
     """
-    return prepare_and_explain(sample, PrepareSettings(size, foreground, plane_distance))[0]
+    return prepare_and_explain(sample, PrepareSettings(size, foreground, plane_distance, points))[0]
 
 
 def prepare_colour(rgb: np.ndarray, size: int = 224) -> Prepared:
@@ -97,6 +107,7 @@ def without_depth(part: Prepared) -> Prepared:
         normals=torch.full_like(part.normals, 0.5),
         valid=torch.zeros_like(part.valid),
         foreground=torch.ones_like(part.foreground),
+        xyz=None if part.xyz is None else torch.full_like(part.xyz, torch.nan),
     )
 
 
@@ -109,9 +120,16 @@ def prepare_and_explain(sample: Sample, settings: PrepareSettings) -> tuple[Prep
     if settings.foreground:
         part, _, reason = find_foreground(sample.xyz, distance=settings.plane_distance)
     masks = frame.nearest(np.stack([valid, part, sample.mask], axis=-1))
-    kept, *others = torch.from_numpy(np.ascontiguousarray(np.moveaxis(masks, -1, 0)))
+    kept, inside, mask = torch.from_numpy(np.ascontiguousarray(np.moveaxis(masks, -1, 0)))
     facing = torch.where(kept, frame.directions(viewer_axes(normals)) * 0.5 + 0.5, 0.5)
-    return Prepared(frame.colour(sample.rgb), facing, kept, *others), reason
+    xyz = _points(sample.xyz, frame) if settings.points else None
+    return Prepared(frame.colour(sample.rgb), facing, kept, inside, mask, xyz), reason
+
+
+def _points(xyz: np.ndarray, frame: SquareMap) -> Tensor:
+    points, seen = split(xyz)
+    picked = frame.nearest(np.where(seen[..., None], points, np.nan).astype(np.float32))
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(picked, -1, 0)))
 
 
 def _normals(sample: Sample) -> Normals:

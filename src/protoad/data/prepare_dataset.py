@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,6 +27,7 @@ from protoad.data.prepared_cache import (
     check_manifest,
     part_path,
     read_part,
+    settings_entry,
     write_manifest,
     write_part,
 )
@@ -199,7 +199,7 @@ def _prepare_part(task: _Task) -> Outcome:
 
 def _content_key(files: Mapping[str, Path], source: Source, settings: PrepareSettings) -> str:
     """One digest of what goes into a prepared part: its files' bytes, how they are read, the settings, the recipe."""
-    digest = hashlib.sha256(json.dumps([RECIPE, source, asdict(settings)]).encode())
+    digest = hashlib.sha256(json.dumps([RECIPE, source, settings_entry(settings)]).encode())
     for kind, path in sorted(files.items()):
         digest.update(kind.encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -34,6 +34,7 @@ __all__ = [
     "part_path",
     "read_manifest",
     "read_part",
+    "settings_entry",
     "write_manifest",
     "write_part",
 ]
@@ -93,7 +94,8 @@ class PreparedSet(Sequence[Prepared]):
             raise DataError(f"{self._folder / MANIFEST}: no such file; {_AGAIN}")
         self.settings, self.source = manifest.settings, manifest.source
         if settings is not None:
-            _check_settings(self._folder, self.settings, settings)
+            spare = self.settings.points and not settings.points  # points that nobody asks for do no harm
+            _check_settings(self._folder, replace(self.settings, points=False) if spare else self.settings, settings)
         if split not in manifest.splits:
             found = ", ".join(manifest.splits) or "none, it was interrupted"
             raise MissingSplitError(f"{self._folder}: has no prepared split {split!r}; found: {found}; {_AGAIN}")
@@ -160,15 +162,17 @@ def part_path(root: Path, category: str, name: str) -> Path:
 
 
 def write_part(path: Path, stored: StoredPart) -> None:
-    """Writes a part bit for bit: numbers as they are, and three masks as one bit each."""
+    """Writes a part bit for bit: numbers as they are, points if it has them, and three masks as one bit each."""
     masks = np.packbits(np.stack([getattr(stored.part, name).numpy() for name in _MASKS]))
     rgb, normals = stored.part.rgb.numpy(), stored.part.normals.numpy()
+    arrays: dict[str, Any] = {"rgb": rgb, "normals": normals, "masks": masks}
+    if stored.part.xyz is not None:
+        arrays["xyz"] = stored.part.xyz.numpy()
+    arrays |= {"key": np.array(stored.key), "reason": np.array(stored.reason)}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # given a path, numpy would add a suffix to it
-            np.savez(
-                file, rgb=rgb, normals=normals, masks=masks, key=np.array(stored.key), reason=np.array(stored.reason)
-            )
+            np.savez(file, **arrays)
 
     write_atomically(path, write)
 
@@ -183,7 +187,9 @@ def read_part(path: Path) -> StoredPart:
             rgb, normals = (torch.from_numpy(arrays[name]) for name in ("rgb", "normals"))
             shape = (len(_MASKS), *rgb.shape[1:])
             masks = np.unpackbits(arrays["masks"], count=int(np.prod(shape))).reshape(shape).astype(bool)
-            part = Prepared(rgb, normals, *torch.from_numpy(masks))
+            xyz = torch.from_numpy(arrays["xyz"]) if "xyz" in arrays else None
+            valid, foreground, mask = torch.from_numpy(masks)
+            part = Prepared(rgb, normals, valid, foreground, mask, xyz)
             return StoredPart(part, str(arrays["reason"]), str(arrays["key"]))
     except Exception as error:  # zipfile, zlib and numpy each have their own errors for a damaged file
         raise DataError(f"{path}: damaged ({type(error).__name__}); {_AGAIN}") from error
@@ -219,11 +225,17 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "versions": {"protoad": protoad.__version__, "numpy": np.__version__, "torch": torch.__version__},
         "dataset": manifest.source.dataset,
         "options": dict(manifest.source.options),
-        "settings": asdict(manifest.settings),
+        "settings": settings_entry(manifest.settings),
         "splits": manifest.splits,
     }
     text = json.dumps(content, indent=1)
     write_atomically(folder / MANIFEST, lambda temporary: temporary.write_text(text))
+
+
+def settings_entry(settings: PrepareSettings) -> dict[str, Any]:
+    """Settings as manifests and keys have them: points are named where they are kept, as in no cache before them."""
+    entry = asdict(settings)
+    return entry if settings.points else {name: value for name, value in entry.items() if name != "points"}
 
 
 def check_manifest(folder: Path, source: Source, wanted: PrepareSettings) -> None:
@@ -241,6 +253,11 @@ def check_manifest(folder: Path, source: Source, wanted: PrepareSettings) -> Non
 
 
 def _check_settings(folder: Path, found: PrepareSettings, wanted: PrepareSettings) -> None:
+    if found != wanted == replace(found, points=True):
+        raise DataError(
+            f"{folder}: was prepared without its points, at which an encoder is to look; prepare the data set with "
+            f"points (--points), and for that {_ELSEWHERE}"
+        )
     if found != wanted:
         raise DataError(
             f"{folder}: was prepared with {_in_words(found)}, asked for {_in_words(wanted)}; "
@@ -249,6 +266,7 @@ def _check_settings(folder: Path, found: PrepareSettings, wanted: PrepareSetting
 
 
 def _in_words(settings: PrepareSettings) -> str:
+    kept = ", points kept" if settings.points else ""
     if not settings.foreground:
-        return f"size {settings.size} and no search for the foreground"
-    return f"size {settings.size} and plane distance {settings.plane_distance:g} m"
+        return f"size {settings.size} and no search for the foreground{kept}"
+    return f"size {settings.size} and plane distance {settings.plane_distance:g} m{kept}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ __all__ = ["Encoder", "hash_tensors", "next_sizes", "parse_options"]
 
 
 class Encoder(nn.Module):
-    """A frozen map from images to tokens: `(b 3 y x)` in [0, 1] to `(b n d)`.
+    """A frozen map from images to tokens: `(b 3 y x)` in [0, 1] to `(b n d)`. Few take the points themselves.
 
     No parameter asks for a gradient and the module never leaves eval mode, so it can sit inside a trained model.
     Subclasses set `name`, `dim` and `stride` and write `forward`; those with statistics of the shots also write `fit`.
@@ -25,8 +25,10 @@ class Encoder(nn.Module):
         name: what `build_encoder` rebuilds it from, such as "filter_bank" or "timm:vit_base_patch14_dinov2".
         dim: d, channels of a token.
         stride: pixels from one token to the next.
+        looks_at: "image", or "points": `(b 6 y x)`, metres, NaN where there is no point, and its unit normal.
     """
 
+    looks_at: ClassVar[Literal["image", "points"]] = "image"
     name: str
     dim: int
     stride: int
