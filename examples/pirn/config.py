@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from protoad_detectors import NEEDS_BOTH
+
 from protoad.data import PrepareSettings, plane_distance
 from protoad.errors import CheckpointError, ConfigError
 
@@ -20,6 +22,9 @@ def _option(default: Any, text: str) -> Any:
 class PIRNConfig:
     """Settings of PIRN. Each field's help text says what it is; docs/choices.md says why it is the default."""
 
+    detector: Literal[
+        "pirn", "nearest_neighbour", "gaussian", "patchcore", "m3dm", "cfm", "inp_former", "ast", "padim"
+    ] = _option("pirn", "what rebuilds the tokens: PIRN, or a rival, which has settings of its own")
     encoder: str = _option("filter_bank", "filter_bank, or timm:MODEL[,key=value...]")
     weights: str | None = _option(None, "weight file of a timm encoder; default: the published weights")
     image_size: int = _option(224, "side of the square images, pixels")
@@ -54,7 +59,9 @@ class PIRNConfig:
     epochs: int | None = _option(10, "passes over the shots; more lowers the loss and the detection alike")
     batch_size: int | None = _option(None, "default: 1 up to 50 shots, 8 above")
     lr: float = _option(1e-4, "learning rate of Adam")
-    score: Literal["cosine", "conditional", "whitened"] = _option("whitened", "how residuals are scored")
+    score: Literal["cosine", "conditional", "whitened", "own"] = _option(
+        "whitened", "how residuals are scored; own: as the detector's authors do"
+    )
     top_fraction: float = _option(0.0, "share of the pixels averaged into the score of a part; 0: the maximum")
     sigma: float = _option(4.0, "blur of the heatmaps, pixels")
     seed: int = _option(0, "seed of everything drawn at random")
@@ -79,6 +86,8 @@ class PIRNConfig:
         for name in ("epsilon", "lr", "plane_distance"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected a finite value above 0, got {getattr(self, name)}")
+        if self.needs_both and self.modality != "both":
+            raise ConfigError(f"modality: expected both with detector {self.detector}, got {self.modality!r}")
         if self.guard and self.aggregation == "none":
             raise ConfigError("guard: expected off with aggregation none, which refines nothing; got True")
         for name in ("seed", "augment"):
@@ -93,6 +102,11 @@ class PIRNConfig:
     def modalities(self) -> tuple[str, ...]:
         """The modalities in use, in order."""
         return ("rgb", "normals") if self.modality == "both" else (self.modality,)
+
+    @property
+    def needs_both(self) -> bool:
+        """Whether the detector says nothing of one modality without the other."""
+        return self.detector in NEEDS_BOTH
 
     def preparation(self, category: str) -> PrepareSettings:
         """How parts of a category are prepared."""
