@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from protoad import CheckpointError
-from protoad.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from protoad.checkpoint import FORMAT, ShapedByData, load_checkpoint, save_checkpoint
 
 TENSORS = {"b.weight": torch.randn(3, 4), "a": torch.arange(5), "flag": torch.tensor(True)}
 HEADER = {"config": {"epsilon": 0.05}, "shots": ["train/good/000"]}
@@ -115,3 +115,31 @@ def test_missing_file_and_unwritable_folder_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match="cannot be written"):
         save_checkpoint(tmp_path / "file" / "checkpoint.safetensors", TENSORS, HEADER)
+
+
+class _Bank(ShapedByData):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bank", torch.empty(0))
+        self.register_buffer("ids", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(4))
+
+    def fill(self, count: int) -> None:
+        self.register_buffer("bank", torch.randn(count, 4))
+        self.register_buffer("ids", torch.arange(count))
+
+
+def test_buffers_shaped_by_data_find_room_and_others_keep_theirs() -> None:
+    one, other = torch.nn.ModuleDict({"deep": _Bank()}), torch.nn.ModuleDict({"deep": _Bank()})
+    one["deep"].fill(5)
+    other["deep"].fill(2)  # another fit before
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other["deep"].bank, one["deep"].bank)
+    assert torch.equal(other["deep"].ids, torch.arange(5))
+    assert other["deep"].bank.data_ptr() != one["deep"].bank.data_ptr()
+    other.load_state_dict(torch.nn.ModuleDict({"deep": _Bank()}).state_dict())
+    assert other["deep"].bank.numel() == 0
+    with pytest.raises(RuntimeError, match=r"size mismatch for deep\.mean"):
+        other.load_state_dict({**one.state_dict(), "deep.mean": torch.zeros(5)})
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        other.load_state_dict({**one.state_dict(), "deep.more": torch.zeros(5)})

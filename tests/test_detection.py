@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from protoad_detectors import GaussianReconstructor, NearestNeighbourReconstructor
 
 from protoad import DataError
 from protoad.data import Prepared, without_depth
-from protoad.detection import Detector, FeatureExtractor, Features
+from protoad.detection import Detector, FeatureExtractor, Features, Reconstructor
 from protoad.encoders import FilterBankEncoder
-from protoad.scoring import ResidualScore
+from protoad.scoring import ResidualScore, TokenScore
 
 SIZE = 64
 
@@ -266,3 +268,55 @@ def test_guessed_normals_are_neither_held_against_a_part_nor_for_it() -> None:
     torch.testing.assert_close(healed.maps["rgb"], detector(test).maps["rgb"])
     test.tokens["rgb"][0, 20] *= torch.tensor([1, -1] * 4)  # a stain there is seen by its colour
     assert detector(test._replace(guessed=guessed)).score > 5
+
+
+class _Sum(Reconstructor):
+    """Says nothing of one modality without the other."""
+
+    needs_both = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def fit(self, shots: Features) -> Reconstructor:
+        self.mean.copy_(sum(t[shots.mask].mean(0) for t in shots.tokens.values()))
+        return self
+
+    def forward(self, tokens: dict, token_mask: torch.Tensor) -> dict:
+        total = tokens["rgb"] + tokens["normals"]
+        return {m: t + self.mean - total for m, t in tokens.items()}
+
+    def own_score(self, seed: int = 0) -> TokenScore:
+        return _Knowing(self)
+
+
+class _Knowing(TokenScore):
+    def __init__(self, reconstructor: Reconstructor) -> None:
+        super().__init__()
+        self.reconstructor = (reconstructor,)
+
+    def forward(self, targets: dict, reconstructions: dict) -> dict:
+        scores = {m: (t - self.reconstructor[0].mean).norm(dim=-1) for m, t in targets.items()}
+        return {**scores, "fused": sum(scores.values())}
+
+
+def test_a_reconstructor_that_needs_both_is_never_asked_for_one() -> None:
+    shots = _shots()
+    reconstructor = _Sum()
+    detector = Detector(reconstructor, ResidualScore("whitened", num_patterns=4), grid=(8, 8), image_size=SIZE).fit(
+        shots
+    )
+    guessed = torch.rand(6, 64) > 0.5
+    assert torch.equal(detector(shots._replace(guessed=guessed)).score, detector(shots).score)
+    with pytest.raises(DataError, match="needs rgb and normals together, got normals"):
+        detector(Features({"normals": shots.tokens["normals"]}, shots.mask))
+
+
+def test_copies_of_a_score_that_knows_its_reconstructor_know_the_same() -> None:
+    shots, reconstructor = _shots(), _Sum()
+    detector = Detector(reconstructor, reconstructor.own_score(), grid=(8, 8), image_size=SIZE).fit(shots)
+    assert [key for key in detector.state_dict() if "mean" in key] == ["reconstructor.mean"]
+    assert all(score.reconstructor[0] is reconstructor for score in (detector.score, *detector.alone.values()))
+    twin = deepcopy(detector)
+    assert twin.score.reconstructor[0] is twin.alone["rgb"].reconstructor[0] is twin.reconstructor is not reconstructor

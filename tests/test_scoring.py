@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import normalize
 
 from protoad import ShapeError
-from protoad.scoring import ResidualScore, anomaly_map, gaussian_blur, image_score
+from protoad.scoring import ResidualScore, TokenScore, anomaly_map, gaussian_blur, image_score
 
 
 def _pair(b: int = 6, n: int = 49, d: int = 8, noise: float = 0.3) -> tuple[dict, dict]:
@@ -23,6 +23,24 @@ def test_cosine_is_the_print() -> None:
     for modality, value in expected.items():
         torch.testing.assert_close(scores[modality], value)
     torch.testing.assert_close(scores["fused"], expected["rgb"] + expected["normals"])
+
+
+class _Distance(TokenScore):
+    def forward(self, targets: dict, reconstructions: dict) -> dict:
+        scores = {m: (t - reconstructions[m]).norm(dim=-1) for m, t in targets.items()}
+        return {**scores, "fused": sum(scores.values())}
+
+
+def test_a_score_of_ones_own_needs_a_forward_only() -> None:
+    targets, rebuilt = _pair()
+    mask = torch.rand(6, 49) > 0.5
+    targets["rgb"][~mask] = torch.nan
+    score = _Distance().fit(targets, rebuilt, mask)
+    assert score.shot_scores.keys() == {"rgb", "normals", "fused"}
+    assert (score.shot_scores["rgb"][~mask] == 0).all()
+    torch.testing.assert_close(score.shot_scores["fused"][mask], score(targets, rebuilt)["fused"][mask])
+    with pytest.raises(ShapeError, match="the same modalities"):
+        _Distance().fit(targets, {"rgb": rebuilt["rgb"]})
 
 
 def test_conditional_forgives_what_a_pattern_always_does() -> None:

@@ -22,6 +22,9 @@ from protoad.errors import CheckpointError, ProtoadError, TrainingError
 __all__ = ["TrainJob", "fail_after", "train_all"]
 
 
+_SHOWN = {"loss": 4, "leak": 3}  # digits
+
+
 class TrainJob(NamedTuple):
     """One category to train; the fields are those of the command line."""
 
@@ -109,7 +112,7 @@ def train_one(job: TrainJob, process_group: Group = None) -> Trained:
         raise
     if is_first(process_group):
         pirn.save(folder)
-    return Trained(len(pirn.shots), pirn.model.history, time.monotonic() - start)
+    return Trained(len(pirn.shots), list(pirn.model.history), time.monotonic() - start)
 
 
 def _kept(job: TrainJob) -> Trained | None:
@@ -133,7 +136,7 @@ def _kept(job: TrainJob) -> Trained | None:
         raise CheckpointError(
             f"{path}: comes of other settings ({'; '.join(other)}); --retrain replaces it, another --out keeps it"
         )
-    return Trained(len(pirn.shots), pirn.model.history, None)
+    return Trained(len(pirn.shots), list(pirn.model.history), None)
 
 
 def _path(job: TrainJob) -> Path:
@@ -141,8 +144,9 @@ def _path(job: TrainJob) -> Path:
 
 
 def _in_words(trained: Trained) -> str:
-    last = trained.history[-1]
-    text = f"{trained.shots} shots, {len(trained.history)} epochs, loss {last['loss']:.4f}, leak {last['leak']:.3f}"
+    last = trained.history[-1] if trained.history else {}  # a memory bank is not trained
+    figures = [f"{name} {last[name]:.{digits}f}" for name, digits in _SHOWN.items() if name in last]
+    text = ", ".join([f"{trained.shots} shots", f"{len(trained.history)} epochs", *figures])
     if trained.seconds is None:
         return f"{text}, trained before with the same settings and shots, kept"
     shown = [f"{name} {value:.3f}" for name, value in last.items() if name.startswith(("gate", "displacement"))]
@@ -163,13 +167,12 @@ def _table(outcomes: Mapping[str, Trained | ProtoadError]) -> str:
 def _row(category: str, outcome: Trained | ProtoadError) -> tuple[str, ...]:
     if isinstance(outcome, ProtoadError):
         return category, "-", "-", "-", "-", "failed"
-    last = outcome.history[-1]
+    last = outcome.history[-1] if outcome.history else {}
     seconds = "kept" if outcome.seconds is None else f"{outcome.seconds:.0f} s"
     return (
         category,
         str(outcome.shots),
         str(len(outcome.history)),
-        f"{last['loss']:.4f}",
-        f"{last['leak']:.3f}",
+        *(f"{last[name]:.{digits}f}" if name in last else "-" for name, digits in _SHOWN.items()),
         seconds,
     )

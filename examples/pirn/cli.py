@@ -143,7 +143,7 @@ def _add_evaluate(subparsers: Any) -> None:
     _add_dataset(parser, None)
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table as JSON")
     parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="write a grid of pictures per category")
-    parser.add_argument("--no-yardsticks", action="store_true", help="PIRN alone; needs no training parts")
+    parser.add_argument("--no-yardsticks", action="store_true", help="the detector alone; needs no training parts")
     _add_jobs(parser)
     _add_device(parser)
     _add_cache(parser)

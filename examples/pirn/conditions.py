@@ -42,10 +42,11 @@ class Condition(NamedTuple):
 def conditions(config: PIRNConfig) -> list[Condition]:
     """Those that a detector of this configuration copes with; the usual one first."""
     every = config.modalities
-    usual = [every, *((m,) for m in every if len(every) > 1 and m != "rgb")]
+    alone = len(every) > 1 and not config.needs_both
+    usual = [every, *((m,) for m in every if alone and m != "rgb")]
     found = [Condition(modalities) for modalities in usual]
     found += [Condition(one, lost) for one in usual for lost in _STEPS if _copes_with_holes(config, one)]
-    return [*found, Condition(("rgb",), NO_DEPTH)] if "rgb" in every else found
+    return [*found, Condition(("rgb",), NO_DEPTH)] if "rgb" in every and not config.needs_both else found
 
 
 def _copes_with_holes(config: PIRNConfig, modalities: tuple[str, ...]) -> bool:
@@ -67,10 +68,12 @@ def condition_of(config: PIRNConfig, name: str, *, colour: bool, lost: float) ->
     """
     rgb = "rgb" in config.modalities and colour
     modalities = tuple(m for m in config.modalities if m != "rgb" or rgb)
+    if config.needs_both and not rgb:
+        raise DataError(f"{name}: its image is missing, and detector {config.detector} needs it with the depth")
     step = next((step for step in (ALL_DEPTH, *_STEPS) if lost <= step), NO_DEPTH)
     if "normals" in modalities and (step == ALL_DEPTH or (step < NO_DEPTH and _copes_with_holes(config, modalities))):
         return Condition(modalities, step)
-    if rgb:
+    if rgb and not config.needs_both:
         return Condition(("rgb",), NO_DEPTH if lost else ALL_DEPTH)
     missing = "its image is missing" if config.modalities == ("rgb",) else f"{lost:.0%} of its depth is missing"
     raise DataError(f"{name}: {missing}, and this detector has nothing else to go by; scan the part again")

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from protoad_detectors import NEEDS_BOTH
+
 from protoad.data import PrepareSettings, plane_distance
 from protoad.encoders import looks_at
 from protoad.errors import CheckpointError, ConfigError
@@ -21,7 +23,9 @@ def _option(default: Any, text: str) -> Any:
 class PIRNConfig:
     """Settings of PIRN. Each field's help text says what it is; docs/choices.md says why it is the default."""
 
-    detector: Literal["pirn", "nearest_neighbour", "gaussian"] = _option("pirn", "what learns the good parts")
+    detector: Literal[
+        "pirn", "nearest_neighbour", "gaussian", "patchcore", "m3dm", "cfm", "inp_former", "ast", "padim"
+    ] = _option("pirn", "what rebuilds the tokens: PIRN, or a rival, which has settings of its own")
     encoder: str = _option("filter_bank", "filter_bank, or timm:MODEL[,key=value...]")
     encoder_normals: str | None = _option(
         None,
@@ -62,7 +66,9 @@ class PIRNConfig:
     epochs: int | None = _option(10, "passes over the shots; more lowers the loss and the detection alike")
     batch_size: int | None = _option(None, "default: 1 up to 50 shots, 8 above")
     lr: float = _option(1e-4, "learning rate of Adam")
-    score: Literal["cosine", "conditional", "whitened"] = _option("whitened", "how residuals are scored")
+    score: Literal["cosine", "conditional", "whitened", "own"] = _option(
+        "whitened", "how residuals are scored; own: as the detector's authors do"
+    )
     top_fraction: float = _option(0.0, "share of the pixels averaged into the score of a part; 0: the maximum")
     sigma: float = _option(4.0, "blur of the heatmaps, pixels")
     seed: int = _option(0, "seed of everything drawn at random")
@@ -87,6 +93,8 @@ class PIRNConfig:
         for name in ("epsilon", "lr", "plane_distance"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected a finite value above 0, got {getattr(self, name)}")
+        if self.needs_both and self.modality != "both":
+            raise ConfigError(f"modality: expected both with detector {self.detector}, got {self.modality!r}")
         if self.guard and self.aggregation == "none":
             raise ConfigError("guard: expected off with aggregation none, which refines nothing; got True")
         if "rgb" in self.modalities and looks_at(self.encoder) == "points":
@@ -115,6 +123,11 @@ class PIRNConfig:
     def needs_points(self) -> bool:
         """Whether an encoder looks at the points of the cloud."""
         return any(looks_at(name) == "points" for name in self.encoders.values())
+
+    @property
+    def needs_both(self) -> bool:
+        """Whether the detector says nothing of one modality without the other."""
+        return self.detector in NEEDS_BOTH
 
     def preparation(self, category: str) -> PrepareSettings:
         """How parts of a category are prepared."""

@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from protoad_detectors import GaussianReconstructor, NearestNeighbourReconstructor
+from protoad_detectors import DETECTORS
 from torch import nn
 
 import protoad
@@ -47,6 +47,7 @@ __all__ = [
 CHECKPOINT_NAME = "checkpoint.safetensors"
 SNAPSHOT_NAME = "training.safetensors"
 _MEMBERS = "cross"
+_YARDSTICKS: tuple[Literal["nearest_neighbour", "gaussian"], ...] = ("nearest_neighbour", "gaussian")
 
 
 def build_extractor(config: PIRNConfig, *, cache: FeatureCache | None = None) -> FeatureExtractor:
@@ -71,6 +72,14 @@ def build_extractor(config: PIRNConfig, *, cache: FeatureCache | None = None) ->
         fill_holes=config.fill_holes,
         cache=cache,
     )
+
+
+def build_reconstructor(config: PIRNConfig, extractor: FeatureExtractor) -> Reconstructor:
+    """Gives what rebuilds the tokens of these encoders: PIRN, or the rival that the config names."""
+    dims = {m: encoder.dim for m, encoder in extractor.encoders.items()}
+    if config.detector == "pirn":
+        return PIRN(dims, config)
+    return DETECTORS[config.detector](dims, grid=extractor.grid, seed=config.seed)
 
 
 def clear_snapshot(folder: Path) -> None:
@@ -118,19 +127,12 @@ def keep_previous(folder: Path) -> Path:
     return copy
 
 
-def build_reconstructor(config: PIRNConfig, extractor: FeatureExtractor) -> Reconstructor:
-    """Gives what a config calls its detector, untrained."""
-    dims = _dims(extractor)
-    if config.detector == "pirn":
-        return PIRN(dims, config)
-    return NearestNeighbourReconstructor() if config.detector == "nearest_neighbour" else GaussianReconstructor(dims)
-
-
 def with_head(reconstructor: Reconstructor, extractor: FeatureExtractor, config: PIRNConfig) -> Detector:
     """Gives any reconstructor the score, blur and image score of a config: rivals are compared under the same."""
+    kind, seed = config.score, config.seed
     return Detector(
         reconstructor,
-        ResidualScore(config.score, seed=config.seed),
+        reconstructor.own_score(seed) if kind == "own" else ResidualScore(kind, seed=seed),
         grid=extractor.grid,
         image_size=config.image_size,
         sigma=config.sigma,
@@ -140,17 +142,15 @@ def with_head(reconstructor: Reconstructor, extractor: FeatureExtractor, config:
 
 def yardsticks(extractor: FeatureExtractor, config: PIRNConfig) -> dict[str, Detector]:
     """Gives the detectors that stand beside PIRN in every table."""
-    rivals: dict[str, Reconstructor] = {
-        "nearest_neighbour": NearestNeighbourReconstructor(),
-        "gaussian": GaussianReconstructor(_dims(extractor)),
-    }
+    configs = {name: replace(config, detector=name) for name in _YARDSTICKS}
     return {
-        name: with_head(reconstructor, extractor, config).to(extractor.device) for name, reconstructor in rivals.items()
+        name: with_head(build_reconstructor(one, extractor), extractor, one).to(extractor.device)
+        for name, one in configs.items()
     }
 
 
 class PIRNDetector:
-    """Everything needed to judge a part of one product.
+    """Everything needed to judge a part of one product, by PIRN or the rival that the config names.
 
     Attributes:
         config: settings.
@@ -158,6 +158,7 @@ class PIRNDetector:
         source: how its parts are read.
         shots: names of the good parts it was trained on.
         extractor: frozen encoders with the statistics of the shots.
+        model: what rebuilds the tokens.
         detector: the model, its score and the scale of its heatmaps.
         calibrations: name of a `Condition`, such as "rgb+normals" -> its threshold; empty until calibrated.
     """
@@ -174,7 +175,7 @@ class PIRNDetector:
         self.shots: list[str] = []
         self.calibrations: dict[str, Calibration] = {}
         self.extractor = build_extractor(config, cache=cache)
-        self.model = PIRN(_dims(self.extractor), config)
+        self.model = build_reconstructor(config, self.extractor)
         self.detector = with_head(self.model, self.extractor, config)
 
     def to(self, device: torch.device | str) -> PIRNDetector:
@@ -198,13 +199,16 @@ class PIRNDetector:
             parts: to learn from; with a process group, this process's share of them, one or more.
             names: of all parts, kept with the detector.
             copies: of these parts, to learn from as well.
-            folder: where an interrupted training is kept, and one of the same settings and parts taken up again;
-                `save` to the same folder clears it away.
+            folder: where an interrupted training of PIRN is kept, and one of the same settings and parts taken up
+                again; `save` to the same folder clears it away. Rivals start anew.
             process_group: processes that train together, and that all end with the same detector.
 
         Raises:
             CheckpointError: if the folder cannot be written.
+            ConfigError: for a rival in several processes.
         """
+        if process_group is not None and not isinstance(self.model, PIRN):
+            raise ConfigError(f"detector: {self.config.detector} trains in one process only; start it without torchrun")
         self.shots = list(names)
         everything = [*parts, *copies]
         self.extractor.fit(parts, process_group, copies=copies)
@@ -217,7 +221,10 @@ class PIRNDetector:
         features = mine
         if process_group is not None:
             features = Features({m: whole(tokens) for m, tokens in mine.tokens.items()}, whole(mine.mask))
-        self.model.fit(features, None if folder is None else self._snapshot(Path(folder), features), process_group)
+        if isinstance(self.model, PIRN):
+            self.model.fit(features, None if folder is None else self._snapshot(Path(folder), features), process_group)
+        else:
+            self.model.fit(features)
         self.detector.fit_score(features)
         return features.pick(torch.arange(len(names)))
 
@@ -242,7 +249,7 @@ class PIRNDetector:
             "config": asdict(self.config),
             "shots": self.shots,
             "encoders": {m: e.fingerprint() for m, e in self.extractor.encoders.items()},
-            "history": self.model.history,
+            "history": list(self.model.history),
             "calibrations": {name: asdict(calibration) for name, calibration in self.calibrations.items()},
         }
         path = Path(folder) / CHECKPOINT_NAME
@@ -339,10 +346,6 @@ def load_members(folder: Path, pirn: PIRNDetector, *, weights: str | None = None
 def _is_pretrained(encoder: Encoder) -> bool:
     """Weights are parameters, statistics are buffers."""
     return any(True for _ in encoder.parameters())
-
-
-def _dims(extractor: FeatureExtractor) -> dict[str, int]:
-    return {m: encoder.dim for m, encoder in extractor.encoders.items()}
 
 
 def _entry(header: dict[str, Any], key: str, path: Path) -> Any:

@@ -62,7 +62,7 @@ class Seen(NamedTuple):
     Attributes:
         part: what was looked at.
         name, defect, label: of the part, as in the data set.
-        prediction: of PIRN, for this part alone: score (1), maps (1 y x).
+        prediction: of the detector, for this part alone: score (1), maps (1 y x).
     """
 
     part: Prepared
@@ -84,7 +84,7 @@ def train_category(
     device: torch.device | str = "cpu",
     process_group: Group = None,
 ) -> tuple[PIRNDetector, Features]:
-    """Trains PIRN on some good parts of one category; gives it and the features of its shots.
+    """Trains a detector on some good parts of one category; gives it and the features of its shots.
 
     With a process group each process reads and encodes its share of the shots, and all end with the same detector.
 
@@ -199,7 +199,7 @@ def _chunks(parts: Iterable[Prepared], pirn: PIRNDetector) -> Iterator[list[Prep
 def evaluate(
     pirn: PIRNDetector, test: EvaluationSet, shots: Features | None, *observers: Callable[[Seen], None]
 ) -> dict[str, DetectionMetrics]:
-    """Gives the metrics of PIRN, and of the yardsticks where their shots are given.
+    """Gives the metrics of the detector by its name, and of the yardsticks where their shots are given.
 
     A few parts are in memory at a time: read, encoded once for all methods, measured, and let go.
 
@@ -212,9 +212,11 @@ def evaluate(
     Raises:
         DataError: for damaged data.
     """
-    detectors = {"pirn": pirn.detector}
+    own: str = pirn.config.detector
+    detectors = {own: pirn.detector}
     if shots is not None:
-        detectors |= {name: rival.fit(shots) for name, rival in yardsticks(pirn.extractor, pirn.config).items()}
+        rivals = yardsticks(pirn.extractor, pirn.config)
+        detectors |= {name: rival.fit(shots) for name, rival in rivals.items() if name != own}
     metrics = {name: MetricsAccumulator() for name in detectors}
     facts = zip(test.names, test.defects, test.labels, strict=True)
     for chunk in _chunks(test.parts, pirn):
@@ -226,7 +228,7 @@ def evaluate(
         for name, said in predictions.items():
             metrics[name].update(said.score.numpy(), labels, said.maps["fused"].numpy(), masks)
         for index, part in enumerate(chunk):
-            seen = Seen(part, *known[index], _one(predictions["pirn"], index))
+            seen = Seen(part, *known[index], _one(predictions[own], index))
             for observe in observers:
                 observe(seen)
     return {name: accumulator.compute() for name, accumulator in metrics.items()}

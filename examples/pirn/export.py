@@ -34,6 +34,7 @@ DETAILS = "protoad.json"
 """What the description is called inside a .pt2 file."""
 
 _PACKAGES = {".onnx": ("onnx", "onnxscript"), ".pt2": ()}
+_WITH_BANKS = ("nearest_neighbour", "patchcore", "m3dm")  # searched part by part, for the memory it takes
 _BATCH, _FRAME = 2, (48, 40)  # of the inputs to trace with: sizes of 0 and 1 would be taken for constants
 
 
@@ -63,14 +64,16 @@ def export_detector(pirn: PIRNDetector, checkpoint: Path, path: Path, *, inputs:
         inputs: see `DeployedDetector`.
 
     Raises:
-        ConfigError: as `check_target`, if an ONNX file would exceed the format's 2 GB, or for an encoder that looks at
-            points: no graph holds the search for neighbours.
+        ConfigError: as `check_target`, for a detector with a memory bank, if an ONNX file would exceed the format's
+            2 GB, or for an encoder that looks at points: no graph holds the search for neighbours.
         MissingExtraError: as `check_target`.
         DataError: if the file cannot be written.
     """
     check_target(path)
     if pirn.config.needs_points:
         raise ConfigError(f"{path}: {pirn.config.encoders['normals']} looks at points, and no graph holds that search")
+    if pirn.config.detector in _WITH_BANKS:
+        raise ConfigError(f"detector: {pirn.config.detector} keeps a memory bank, which is not exported; others are")
     module, details = DeployedDetector(pirn, inputs), describe(pirn, checkpoint, inputs)
     with torch.no_grad(), _quiet():
         if path.suffix == ".onnx":

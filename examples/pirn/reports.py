@@ -113,7 +113,7 @@ class EvaluationReport:
             path: of the file.
             metrics: method -> what it reached.
         """
-        reached = metrics["pirn"]
+        reached = metrics[self.pirn.config.detector]
         curves = [self._roc(reached.image_auroc)] if np.isfinite(reached.image_auroc) else []
         if np.isfinite(reached.aupro):
             curves.append(self._pro(reached.aupro))

@@ -13,6 +13,7 @@ from pirn.calibrating import calibrate_category, held_out
 from pirn.detector import PIRNDetector
 from pirn.experiment import find_shots, open_split, prepared_parts
 from pirn.inspector import Inspector
+from pirn.model import PIRN
 from protoad.calibration import Calibration, calibrate
 from protoad.data import Dataset, PreparedSet, random_copies
 from protoad.errors import ConfigError, DataError
@@ -55,10 +56,13 @@ def update_category(
         force: whether to take parts that look anomalous, and to go on with too few parts to calibrate with.
 
     Raises:
-        ConfigError: if the detector is not calibrated by parts held out, or epochs is below 1.
+        ConfigError: if the detector is no PIRN, not calibrated by parts held out, or epochs is below 1.
         DataError: for unknown names, nothing to add, shots that are gone, parts that look anomalous, or no part left.
         CalibrationError: if too few good parts are left to calibrate with.
     """
+    model = pirn.model
+    if not isinstance(model, PIRN):
+        raise ConfigError(f"detector: {pirn.config.detector} does not learn on from where it is; train it anew instead")
     if epochs < 1:
         raise ConfigError(f"epochs: expected at least 1, got {epochs}")
     before = dict(pirn.calibrations)
@@ -85,15 +89,15 @@ def update_category(
             f"{pirn.category}: no good part would be left to calibrate with; add fewer, or put some in validation"
         )
     calibrate([0.0] * left, false_reject_rate=rate, force=force)  # says so before the work if they are too few
-    old = copy.deepcopy(dict(pirn.model.prototypes))
+    old = copy.deepcopy(dict(model.prototypes))
     pirn.shots = [*pirn.shots, *added]
     parts = list(prepared_parts(train_set, find_shots(pirn, train_set), pirn.config))
     everything = parts + random_copies(parts, pirn.config.augment, seed=pirn.config.seed)
     features = pirn.extractor.fit(parts, encoders=False).learnt_from(everything)
-    pirn.model.fine_tune(features, epochs)
+    model.fine_tune(features, epochs)
     pirn.detector.fit_score(features)
     calibrate_category(pirn, root, rate, force=force)
-    moved = [((pirn.model.prototypes[m] - p).norm(dim=-1) / p.norm(dim=-1)).mean().item() for m, p in old.items()]
+    moved = [((model.prototypes[m] - p).norm(dim=-1) / p.norm(dim=-1)).mean().item() for m, p in old.items()]
     return Change(added, forced, before, pirn.calibrations, float(np.mean(moved)))
 
 

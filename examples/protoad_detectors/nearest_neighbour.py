@@ -2,48 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from protoad.checkpoint import ShapedByData
 from protoad.detection import Features, Reconstructor
 from protoad.ops import unit
 
 __all__ = ["NearestNeighbourReconstructor"]
 
 
-class NearestNeighbourReconstructor(Reconstructor):
+class NearestNeighbourReconstructor(ShapedByData, Reconstructor):
     """Keeps all tokens of the shots that count, one bank per modality.
 
     Args:
         metric: what "nearest" means: "cosine" or "l2".
+        modalities: that a checkpoint may hold banks of.
     """
 
-    def __init__(self, metric: Literal["cosine", "l2"] = "cosine") -> None:
+    max_folds: int | None = None  # at most so many groups of shots are rebuilt from the others; None: each on its own
+
+    def __init__(
+        self, metric: Literal["cosine", "l2"] = "cosine", *, modalities: Sequence[str] = ("rgb", "normals")
+    ) -> None:
         super().__init__()
         self.metric = metric
-        self.banks: dict[str, Tensor] = {}
+        for modality in modalities:
+            self.register_buffer(f"bank_{modality}", torch.empty(0))
 
     def fit(self, shots: Features) -> NearestNeighbourReconstructor:
-        self.banks = {m: tokens[shots.mask] for m, tokens in shots.tokens.items()}
+        for modality, tokens in shots.tokens.items():
+            self.register_buffer(f"bank_{modality}", self._select(tokens[shots.mask]))
         return self
 
     def forward(self, tokens: Mapping[str, Tensor], token_mask: Tensor) -> dict[str, Tensor]:
-        return {m: torch.stack([self._nearest(part, self.banks[m]) for part in t]) for m, t in tokens.items()}
+        banks = {m: self.get_buffer(f"bank_{m}") for m in tokens}
+        return {m: torch.stack([self._nearest(part, banks[m]) for part in t]) for m, t in tokens.items()}
 
     def reconstruct_shots(self, shots: Features) -> dict[str, Tensor]:
         """Rebuilds each shot from the others: a token is no neighbour of itself."""
-        if len(shots.mask) == 1:
+        number = torch.arange(len(shots.mask))
+        if len(number) == 1:
             return self(shots.tokens, shots.mask)
-        rebuilt: dict[str, list[Tensor]] = {m: [] for m in shots.tokens}
-        for index in range(len(shots.mask)):
-            others = torch.arange(len(shots.mask)) != index
+        rebuilt = {m: torch.empty_like(tokens) for m, tokens in shots.tokens.items()}
+        folds = min(len(number), self.max_folds or len(number))
+        for fold in range(folds):
+            others = number % folds != fold
             for modality, tokens in shots.tokens.items():
-                bank = tokens[others][shots.mask[others]]
-                rebuilt[modality].append(self._nearest(tokens[index], bank))
-        return {m: torch.stack(parts) for m, parts in rebuilt.items()}
+                bank = self._select(tokens[others][shots.mask[others]])
+                for index in number[~others]:
+                    rebuilt[modality][index] = self._nearest(tokens[index], bank)
+        return rebuilt
+
+    def _select(self, tokens: Tensor) -> Tensor:
+        """What a bank keeps of tokens (m d): here, all."""
+        return tokens
 
     def _nearest(self, tokens: Tensor, bank: Tensor) -> Tensor:
         """(n d) -> (n d), the entries of the bank (m d) closest to the tokens."""

@@ -8,16 +8,49 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from protoad._atomic import write_atomically
 from protoad.errors import CheckpointError
 
-__all__ = ["FORMAT", "Checkpoint", "load_checkpoint", "save_checkpoint", "write_atomically"]
+__all__ = ["FORMAT", "Checkpoint", "ShapedByData", "load_checkpoint", "save_checkpoint", "write_atomically"]
 
 FORMAT = 2
 # Stands where the digest will be while it is computed: it covers every other byte of the file.
 _NO_DIGEST = "0" * 64
+
+
+class ShapedByData(nn.Module):
+    """Base of modules whose buffers get their shapes from data, such as a memory bank.
+
+    Such a buffer is registered empty, and again, filled, when the module is fitted. A fresh module makes room for
+    what a state dict holds of it. Buffers that were registered with a shape keep it.
+
+    Examples:
+        >>> import torch
+        >>> class Bank(ShapedByData):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.register_buffer("tokens", torch.empty(0))
+        >>> filled, fresh = Bank(), Bank()
+        >>> filled.register_buffer("tokens", torch.ones(3, 2))
+        >>> _ = fresh.load_state_dict(filled.state_dict())
+        >>> fresh.tokens.shape
+        torch.Size([3, 2])
+    """
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Registers a buffer, empty if its shape is not known yet, or fills one."""
+        if tensor is not None and tensor.numel() == 0:
+            self.__dict__.setdefault("_shaped_by_data", set()).add(name)
+        super().register_buffer(name, tensor, persistent)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in self.__dict__.get("_shaped_by_data", ()):
+            stored = state_dict.get(prefix + name)
+            if stored is not None:
+                super().register_buffer(name, stored.new_empty(stored.shape, device=self.get_buffer(name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class Checkpoint(NamedTuple):

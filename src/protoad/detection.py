@@ -17,7 +17,7 @@ from protoad.data.prepare import Prepared
 from protoad.distributed import Group, gather
 from protoad.encoders import Encoder, FeatureCache
 from protoad.errors import DataError
-from protoad.scoring import FUSED, ResidualScore, anomaly_map, image_score
+from protoad.scoring import FUSED, ResidualScore, TokenScore, anomaly_map, image_score
 
 __all__ = ["Detector", "FeatureExtractor", "Features", "Prediction", "Reconstructor"]
 
@@ -61,7 +61,15 @@ class Prediction(NamedTuple):
 
 
 class Reconstructor(nn.Module):
-    """Base of what a detector is made of: rebuilds tokens as a good part would have had them."""
+    """Base of what a detector is made of: rebuilds tokens as a good part would have had them.
+
+    Attributes:
+        needs_both: whether it says nothing of one modality without the other.
+        history: what training reported, a dict per epoch; empty where nothing is trained.
+    """
+
+    needs_both: bool = False
+    history: Sequence[dict[str, float]] = ()
 
     def fit(self, shots: Features) -> Reconstructor:
         """Learns from the features of good parts; returns itself."""
@@ -74,6 +82,16 @@ class Reconstructor(nn.Module):
     def reconstruct_shots(self, shots: Features) -> dict[str, Tensor]:
         """Gives the reconstruction of the good parts themselves, each without its own memory where there is one."""
         return self(shots.tokens, shots.mask)
+
+    def own_score(self, seed: int = 0) -> TokenScore:
+        """Gives a score, not fitted yet, as this reconstructor's authors define it: the cosine distance, unless said.
+
+        One that asks its reconstructor for more than reconstructions keeps it in a tuple, out of its own parameters.
+
+        Args:
+            seed: of whatever it draws.
+        """
+        return ResidualScore("cosine", seed=seed)
 
 
 class FeatureExtractor(nn.Module):
@@ -241,10 +259,11 @@ class Detector(nn.Module):
 
     Fitted on two modalities it judges parts of which one is missing, too: by a score fitted to what the reconstructor
     makes of the other alone, brought to the scale of both. So it does with single tokens whose normals are guessed.
+    Around a reconstructor that needs both modalities it does neither.
 
     Args:
         reconstructor: any `Reconstructor`.
-        score: how its residuals are scored.
+        score: how its residuals are scored, such as a `ResidualScore`, or the reconstructor's own.
         grid: tokens (down, across).
         image_size: side of the heatmaps, pixels.
         sigma: blur of the heatmaps, pixels.
@@ -259,7 +278,7 @@ class Detector(nn.Module):
     def __init__(
         self,
         reconstructor: Reconstructor,
-        score: ResidualScore,
+        score: TokenScore,
         *,
         grid: tuple[int, int],
         image_size: int,
@@ -269,8 +288,9 @@ class Detector(nn.Module):
         super().__init__()
         self.reconstructor, self.score, self.grid = reconstructor, score, grid
         self.image_size, self.sigma, self.top_fraction = image_size, sigma, top_fraction
-        self.alone: Mapping[str, ResidualScore] = nn.ModuleDict(  # type: ignore[assignment]
-            {m: deepcopy(score) for m in _ALONE}
+        # of a score that knows its reconstructor, the copies know the same one
+        self.alone: Mapping[str, TokenScore] = nn.ModuleDict(  # type: ignore[assignment]
+            {m: deepcopy(score, {id(reconstructor): reconstructor}) for m in _ALONE}
         )
         for name in ("floor", "typical", "extreme"):
             self.register_buffer(name, torch.zeros(len(_SLOTS)))
@@ -290,13 +310,13 @@ class Detector(nn.Module):
         self._fit_one(self.score, shots, _SLOTS)
         self._of_two = len(shots.tokens) == 2
         self.of_two.fill_(self._of_two)
-        if self._of_two:
+        if self._of_two and not self.reconstructor.needs_both:
             for modality in shots.tokens:
                 alone = Features({modality: shots.tokens[modality]}, shots.mask)
                 self._fit_one(self.alone[modality], alone, {FUSED: _SLOTS[_ALONE[modality]]})
         return self
 
-    def _fit_one(self, score: ResidualScore, shots: Features, slots: Mapping[str, int]) -> None:
+    def _fit_one(self, score: TokenScore, shots: Features, slots: Mapping[str, int]) -> None:
         """Fits one score, and the scale of its heatmaps."""
         rebuilt = self.reconstructor.reconstruct_shots(shots)
         score.fit(shots.tokens, rebuilt, shots.mask)
@@ -311,14 +331,19 @@ class Detector(nn.Module):
         """Gives the `Prediction` for the features of some parts.
 
         Raises:
+            DataError: for one modality, if the reconstructor needs both.
             RuntimeError: if the detector was not fitted to these modalities.
         """
+        if self.reconstructor.needs_both and len(features.tokens) == 1:
+            raise DataError(
+                f"modalities: this detector needs rgb and normals together, got {next(iter(features.tokens))}"
+            )
         rebuilt = self.reconstructor(features.tokens, features.mask)
         if self._of_two and len(features.tokens) == 1:
             maps = self._maps_of_one(features, rebuilt)
         else:
             scores = self.score(features.tokens, rebuilt)
-            if features.guessed is not None and self._of_two:
+            if features.guessed is not None and self._of_two and not self.reconstructor.needs_both:
                 scores = self._without_guesses(scores, features, features.guessed)
             maps = {name: self._map(values, features.mask, _SLOTS[name]) for name, values in scores.items()}
         return Prediction(image_score(maps[FUSED], top_fraction=self.top_fraction), maps)

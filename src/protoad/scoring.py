@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d, cosine_similarity, interpolate, pad
 from protoad.errors import ShapeError
 from protoad.ops import kmeans, unit
 
-__all__ = ["FUSED", "ResidualScore", "ScoreKind", "anomaly_map", "gaussian_blur", "image_score"]
+__all__ = ["FUSED", "ResidualScore", "ScoreKind", "TokenScore", "anomaly_map", "gaussian_blur", "image_score"]
 
 ScoreKind = Literal["cosine", "conditional", "whitened"]
 FUSED = "fused"
@@ -21,7 +21,59 @@ _PRIOR = 5.0  # a pattern seen in few tokens borrows its spread from all, as if 
 _SHRINKAGES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
-class ResidualScore(nn.Module):
+class TokenScore(nn.Module):
+    """Base of how a detector scores tokens, given what they were rebuilt as.
+
+    A score defines `forward`, and `learn` if good parts teach it anything.
+
+    Attributes:
+        shot_scores: after `fit`, modality or "fused" -> scores (b n) of the good parts themselves, 0 where masked: what
+            a fresh good part may be expected to score.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shot_scores: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def fit(
+        self, targets: Mapping[str, Tensor], reconstructions: Mapping[str, Tensor], token_mask: Tensor | None = None
+    ) -> Self:
+        """Learns what good parts score; returns itself.
+
+        Args:
+            targets: modality -> (b n d) encoder tokens of the good parts.
+            reconstructions: modality -> (b n d), the same keys and shapes, each part rebuilt without its own memory
+                where there is one.
+            token_mask: (b n) bool, True for tokens that count.
+
+        Raises:
+            ShapeError: for differing keys or shapes, or too few kept tokens.
+        """
+        _check_pairs(targets, reconstructions)
+        if token_mask is None:
+            token_mask = torch.ones_like(next(iter(targets.values()))[..., 0], dtype=torch.bool)
+        scores = self.learn(targets, reconstructions, token_mask)
+        self.shot_scores = {name: values.masked_fill(~token_mask, 0) for name, values in scores.items()}
+        return self
+
+    def learn(
+        self, targets: Mapping[str, Tensor], reconstructions: Mapping[str, Tensor], token_mask: Tensor
+    ) -> dict[str, Tensor]:
+        """Fits whatever there is to fit, as `fit` says, and gives the scores of the good parts: here, `forward`'s."""
+        return self(targets, reconstructions)
+
+    def forward(self, targets: Mapping[str, Tensor], reconstructions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gives modality -> (b n) scores, larger for the more anomalous, and under "fused" that of all together.
+
+        Args:
+            targets: modality -> (b n d).
+            reconstructions: modality -> (b n d).
+        """
+        raise NotImplementedError
+
+
+class ResidualScore(TokenScore):
     """Scores tokens by what their reconstruction leaves over, fitted on the good parts alone.
 
     - "cosine": d = 1 - cos(E, Z) per modality, summed (paper Algorithm 1, lines 23-24). Needs no fit.
@@ -47,7 +99,7 @@ class ResidualScore(nn.Module):
 
     Attributes:
         shot_scores: after `fit`, scores (b n) of the good parts themselves, 0 where masked; whitened ones each under a
-            covariance fitted without their shot. What a fresh good part may be expected to score.
+            covariance fitted without their shot.
 
     Examples:
         >>> import torch
@@ -79,31 +131,21 @@ class ResidualScore(nn.Module):
         self.kind, self.shrinkage, self.num_patterns = kind, shrinkage, num_patterns
         self.temperature, self.seed = temperature, seed
         self.statistics = nn.ModuleDict()
-        self.shot_scores: dict[str, Tensor] = {}
 
-    @torch.no_grad()
-    def fit(
-        self, targets: Mapping[str, Tensor], reconstructions: Mapping[str, Tensor], token_mask: Tensor | None = None
-    ) -> ResidualScore:
+    def learn(
+        self, targets: Mapping[str, Tensor], reconstructions: Mapping[str, Tensor], token_mask: Tensor
+    ) -> dict[str, Tensor]:
         """Learns what residuals of good parts look like.
 
-        Args:
-            targets: modality -> (b n d) encoder tokens of the good parts.
-            reconstructions: modality -> (b n d), the same keys and shapes.
-            token_mask: (b n) bool, True for tokens that count.
-
         Raises:
-            ShapeError: for differing keys or shapes, or fewer kept tokens than patterns.
+            ShapeError: for fewer kept tokens than patterns.
         """
-        _check_pairs(targets, reconstructions)
-        self.statistics, self.shot_scores = nn.ModuleDict(), {}
-        if token_mask is None:
-            token_mask = torch.ones_like(next(iter(targets.values()))[..., 0], dtype=torch.bool)
+        self.statistics = nn.ModuleDict()
         if self.kind == "cosine":
-            self.shot_scores = {name: value * token_mask for name, value in self(targets, reconstructions).items()}
-            return self
+            return self(targets, reconstructions)
         if token_mask.sum() < self.num_patterns:
             raise ShapeError(f"targets: expected {self.num_patterns} kept tokens or more, got {int(token_mask.sum())}")
+        found = {}
         for group in _groups(targets):
             pair = {m: targets[m] for m in group}
             shots = [one[kept] for one, kept in zip(_joined(pair), token_mask, strict=True)]
@@ -116,9 +158,9 @@ class ResidualScore(nn.Module):
             self.statistics["+".join(group)] = fitted
             scores = torch.zeros_like(token_mask, dtype=distance.dtype)
             scores[token_mask] = fitted.standardise(torch.cat(shots), distance, self.temperature)
-            self.shot_scores[group[0] if len(group) == 1 else FUSED] = scores
-        self.shot_scores.setdefault(FUSED, self.shot_scores[next(iter(targets))])
-        return self
+            found[group[0] if len(group) == 1 else FUSED] = scores
+        found.setdefault(FUSED, found[next(iter(targets))])
+        return found
 
     def _statistics(self, tokens: Tensor, whitener: Tensor, distance: Tensor) -> _Statistics:
         """Level and spread of the distance (n) given the pattern of the tokens (n d)."""

@@ -8,6 +8,7 @@ from protoad.ops.assignment import (
     transport_context,
     transport_reconstruct,
 )
+from protoad.ops.coreset import greedy_coreset
 from protoad.ops.kmeans import kmeans
 from protoad.ops.precision import unit
 from protoad.ops.sinkhorn import cosine_cost, sinkhorn, sinkhorn_from_cost
@@ -15,6 +16,7 @@ from protoad.ops.sinkhorn import cosine_cost, sinkhorn, sinkhorn_from_cost
 __all__ = [
     "Transport",
     "cosine_cost",
+    "greedy_coreset",
     "kmeans",
     "linear_plan",
     "sigmoid_plan",
