@@ -64,7 +64,7 @@ def soft_mining_loss(
         # Rounding can push a cosine above 1, and a negative distance has no fractional power.
         distance = (1 - _cosine(reconstruction, target)).clamp_min(0) * kept
         mean = total(distance.sum(), process_group) / total(kept.sum(), process_group).clamp_min(1)
-        weights = (distance / mean.clamp_min(torch.finfo(distance.dtype).tiny)) ** 2
+        weights = (distance / mean.clamp_min(torch.finfo(distance.dtype).tiny)) ** y
     fixed = reconstruction.detach()
     weighted = fixed + weights.unsqueeze(-1) * (reconstruction - fixed)
     counts = kept.any(dim=1)
