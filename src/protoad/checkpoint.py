@@ -16,6 +16,8 @@ from protoad.errors import CheckpointError
 __all__ = ["FORMAT", "Checkpoint", "ShapedByData", "load_checkpoint", "save_checkpoint", "write_atomically"]
 
 FORMAT = 2
+"""Version of the file's layout; another one is refused."""
+
 # Stands where the digest will be while it is computed: it covers every other byte of the file.
 _NO_DIGEST = "0" * 64
 

@@ -15,6 +15,8 @@ from torch import Tensor
 __all__ = ["Group", "from_first", "gather", "is_first", "join", "mean_figures", "share", "size", "total"]
 
 Group = dist.ProcessGroup | None
+"""Processes that work together; None where there is one alone."""
+
 T = TypeVar("T")
 _joined = itertools.count()
 

@@ -15,7 +15,11 @@ from protoad.ops import kmeans, unit
 __all__ = ["FUSED", "ResidualScore", "ScoreKind", "TokenScore", "anomaly_map", "gaussian_blur", "image_score"]
 
 ScoreKind = Literal["cosine", "conditional", "whitened"]
+"""How residuals are scored; `ResidualScore` explains each."""
+
 FUSED = "fused"
+"""The name of the score and heatmap of all modalities together."""
+
 _FOLDS = 5
 _PRIOR = 5.0  # a pattern seen in few tokens borrows its spread from all, as if it were this many tokens
 _SHRINKAGES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)

@@ -26,6 +26,8 @@ from protoad.errors import DataError
 __all__ = ["CONFIG_NAME", "TEMPLATE", "Folder"]
 
 CONFIG_NAME = "protoad.toml"
+"""The file that declares a folder."""
+
 TEMPLATE = """\
 unit = "mm"                         # of depths and points: "m" (the default), "mm", or so many metres
 camera = "camera.json"              # for depth images: a JSON file with fx, fy, cx, cy in pixels, or the numbers:

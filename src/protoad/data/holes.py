@@ -17,6 +17,8 @@ from protoad.errors import ConfigError
 __all__ = ["HoleKind", "fill_normals", "lose_depth"]
 
 HoleKind = Literal["specks", "blobs"]
+"""Single pixels, or discs."""
+
 _RADIUS = (0.02, 0.08)  # of a blob, shares of the frame's longer side
 
 

@@ -113,3 +113,4 @@ class Source(NamedTuple):
 
 
 DEFAULT_SOURCE = Source()
+"""MVTec 3D-AD in metres: what is read where nothing else is said."""

@@ -39,7 +39,10 @@ from protoad.errors import DataError
 __all__ = ["DEFECT_TYPES", "PART_TYPES", "render_part", "write_dataset"]
 
 PART_TYPES: tuple[str, ...] = tuple(PARTS)
+"""Names of the synthetic parts."""
+
 DEFECT_TYPES: tuple[str, ...] = tuple(DEFECTS)
+"""Names of the kinds of defects that they can have."""
 
 _MIN_SIZE = 64  # smaller, the finest defects are narrower than a pixel
 _VISIBLE_GREY = 12.0  # of 255, in the channel that changes most

@@ -69,7 +69,8 @@ class _Assign(nn.Module):
 class SinkhornAssign(_Assign):
     """Balanced assignment by entropic optimal transport (BPA, paper Eqs. 1-2).
 
-    T* = argmin_T <T, C> - epsilon H(T),  T 1 = 1,  T^T 1 = n/k,  C_nk = 1 - cos(z_n, p_k);  Z_bpa = T* P.
+        T* = argmin_T <T, C> - epsilon H(T),  T 1 = 1,  T^T 1 = n/k,  C_nk = 1 - cos(z_n, p_k);  Z_bpa = T* P
+
     Every prototype receives the same mass, so none goes unused. With a `token_mask` the kept tokens share the
     prototypes: b = (kept tokens) / k.
 

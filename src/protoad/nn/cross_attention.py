@@ -19,9 +19,9 @@ Residual = Literal["purified", "none"]
 class GatedProtoCrossAttention(nn.Module):
     """Purified tokens attend to the other modality's prototypes, through a learned gate (paper Eqs. 3-4).
 
-    Z'    = Z * sigmoid(Z_bpa)                                                (section 3.4)
-    CA    = softmax(Z' W_Q (P' W_K)^T / sqrt(d)) P' W_V                        (3)
-    Z_mnc = Z' + g CA,  g = tanh(gamma)                                       (4)
+        Z'    = Z * sigmoid(Z_bpa)                                                (section 3.4)
+        CA    = softmax(Z' W_Q (P' W_K)^T / sqrt(d)) P' W_V                        (3)
+        Z_mnc = Z' + g CA,  g = tanh(gamma)                                       (4)
 
     Paper symbols: Z = tokens, Z_bpa = reconstruction, P' = prototypes.
 

@@ -16,7 +16,7 @@ __all__ = ["PrototypeGuard"]
 class PrototypeGuard(nn.Module):
     """Moves tokens that no prototype explains to the prototype nearest to them, before a context is made of them.
 
-    d_n = min_k (1 - cos(z_n, p_k)),  w_n = 2 - d_n / limit, held in [0, 1],  w_n z_n + (1 - w_n) p_nearest
+        d_n = min_k (1 - cos(z_n, p_k)),  w_n = 2 - d_n / limit, held in [0, 1],  w_n z_n + (1 - w_n) p_nearest
 
     A token up to the limit stays as it is; one at twice the limit or beyond tells its prototype only what that holds
     already. Beyond the paper, which leaves it to transport and to the refiner's gate to keep anomalies out of the

@@ -13,10 +13,10 @@ __all__ = ["GRUPrototypeRefiner"]
 class GRUPrototypeRefiner(nn.Module):
     """Moves each prototype towards its context as far as a learned gate allows (paper Eqs. 5-8).
 
-    u = sigmoid(W_z [p; c] + b_z)            (5)   update gate: how much of the old prototype stays
-    r = sigmoid(W_r [p; c] + b_r)            (6)   reset gate
-    q = tanh(W [r * p; c] + b)               (7)   candidate
-    p' = u * p + (1 - u) * q                 (8)
+        u = sigmoid(W_z [p; c] + b_z)            (5)   update gate: how much of the old prototype stays
+        r = sigmoid(W_r [p; c] + b_r)            (6)   reset gate
+        q = tanh(W [r * p; c] + b)               (7)   candidate
+        p' = u * p + (1 - u) * q                 (8)
 
     Paper symbols: p = prototypes, c = context, W_z, W_r, W = `update`, `reset`, `candidate`.
 

@@ -59,7 +59,8 @@ def sinkhorn(
 ) -> Transport:
     """Gives the entropic optimal transport plan from tokens to prototypes (paper Eq. 1).
 
-    T* = argmin_T <T, C> - epsilon H(T)  subject to  T 1 = a,  T^T 1 = b,
+        T* = argmin_T <T, C> - epsilon H(T)  subject to  T 1 = a,  T^T 1 = b
+
     with a = 1 for every token and b = (number of tokens) / k, so that all prototypes are used equally.
     Paper symbols: Z = tokens, P = prototypes, C = cost, T* = plan.
 
