@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pirn.studies import large_anomaly, missing
+from pirn.studies import figures, large_anomaly, missing
 
 __all__ = ["STUDIES"]
 
-STUDIES: dict[str, Callable[..., Any]] = {"large-anomaly": large_anomaly.run, "missing": missing.run}
+STUDIES: dict[str, Callable[..., Any]] = {
+    "large-anomaly": large_anomaly.run,
+    "missing": missing.run,
+    "figures": figures.run,
+}

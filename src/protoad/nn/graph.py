@@ -86,6 +86,18 @@ class CrossModalPrototypeGAT(nn.Module):
         own = own.expand_as(cross[0])
         return torch.cat((torch.cat((own, cross[0]), -1), torch.cat((cross[1], own), -1)), -2)
 
+    def attention(self, first: Tensor, second: Tensor) -> Tensor:
+        """Gives how much nodes listen to each other: (b h 2k 2k), rows sum to 1, and are 0 where there is no edge.
+
+        Args:
+            first: (b k d).
+            second: (b k d).
+
+        Raises:
+            ShapeError: if the two differ in shape or d is another than `dim`.
+        """
+        return self._attend(first, second)[-1]
+
     def forward(self, first: Tensor, second: Tensor) -> AlignedPrototypes:
         """Exchanges between the prototypes of two modalities.
 
@@ -99,6 +111,13 @@ class CrossModalPrototypeGAT(nn.Module):
         Raises:
             ShapeError: if the two differ in shape or d is another than `dim`.
         """
+        nodes, heads, attention = self._attend(first, second)
+        update = (attention @ heads).transpose(-3, -2).flatten(-2)
+        nodes = nodes + update if self.residual else update
+        return AlignedPrototypes(*nodes.chunk(2, dim=-2))
+
+    def _attend(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gives nodes (b 2k d), what each says to the others (b h 2k d/h), and who listens to whom (b h 2k 2k)."""
         if first.shape != second.shape or first.shape[-1] != self.dim:
             raise ShapeError(
                 f"first, second: expected the same (b k d) with d={self.dim}, "
@@ -110,10 +129,7 @@ class CrossModalPrototypeGAT(nn.Module):
         target = (heads * self.attend_to.unsqueeze(-2)).sum(-1)
         scores = leaky_relu(target.unsqueeze(-1) + source.unsqueeze(-2), self.negative_slope)
         edges = self.edges(first, second).unsqueeze(-3)
-        attention = scores.masked_fill(~edges, -torch.inf).softmax(-1)
-        update = (attention @ heads).transpose(-3, -2).flatten(-2)
-        nodes = nodes + update if self.residual else update
-        return AlignedPrototypes(*nodes.chunk(2, dim=-2))
+        return nodes, heads, scores.masked_fill(~edges, -torch.inf).softmax(-1)
 
     def extra_repr(self) -> str:
         return (
