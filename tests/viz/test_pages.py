@@ -37,7 +37,5 @@ def test_example_draws_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / "examples" / "pictures.py"), run_name="__main__")
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
-    assert names == {
-        f"{name}.png"
-        for name in ("scores usage projection-pca projection-tsne displacement overlay graph grid".split())
-    }
+    kinds = ("scores", "usage", "projection-pca", "projection-tsne", "displacement", "overlay", "graph", "grid")
+    assert names == {f"{kind}.png" for kind in kinds}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from protoad.errors import DataError
-from protoad.viz._arrays import as_array, as_flags, check_axis
+from protoad.viz._arrays import as_array, as_flags
 from protoad.viz.style import INK, draw_groups, new_figure, styled
 
 if TYPE_CHECKING:
@@ -92,7 +92,6 @@ def score_distributions(
     for axes, (name, values) in zip(grid.flat, panels.items(), strict=False):
         array = as_array(f"scores of {name}" if name else "scores", values, "m")
         anomalous = as_flags("labels", labels, len(array))
-        check_axis("scores", array, 0, len(anomalous))
         low, high = array.min(), array.max()
         pad = 0.0 if high > low else max(abs(low), 1.0) * 1e-3
         draw_groups(axes, array, anomalous, np.linspace(low - pad, high + pad, bins + 1))

@@ -27,7 +27,6 @@ __all__ = [
     "INK",
     "LINE",
     "NORMAL",
-    "PALE",
     "REGIONS",
     "SMALL",
     "draw_groups",
@@ -40,7 +39,6 @@ NORMAL = "#56B4E9"
 ANOMALOUS = "#A33C00"  # the palette's vermilion, darkened until it is dark in grey as well
 LINE = "#0072B2"
 INK = "#000000"
-PALE = "#B0B0B0"
 REGIONS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 SMALL = 7.5  # points: numbers and notes
 
