@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -79,7 +79,7 @@ def write_overview(path: Path, highlights: Mapping[str, Highlight]) -> None:
 
 def _row(label: str, seen: Seen) -> GridRow:
     part, heatmaps = seen.part, seen.prediction.maps
-    maps = {column: heatmaps[name][0].numpy() for column, name in _COLUMNS.items() if name in heatmaps}
+    maps: dict[str, Any] = {column: heatmaps[name][0].numpy() for column, name in _COLUMNS.items() if name in heatmaps}
     return GridRow(
         label=label, rgb=to_picture(part.rgb), normals=to_picture(part.normals), mask=part.mask.numpy(), **maps
     )

@@ -46,6 +46,23 @@ def test_edges_cross_and_are_few() -> None:
     assert all(torch.equal(block, torch.eye(5, dtype=torch.bool).expand(3, -1, -1)) for block in own)
 
 
+def test_attention_is_that_of_the_exchange() -> None:
+    """Edge by edge: shares sum to 1, lie on edges alone, and the weighted sum of what they say is the update."""
+    gat = CrossModalPrototypeGAT(8, num_heads=2, num_neighbors=2).double()
+    first, second = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 5, 8, dtype=torch.float64)
+    attention, edges = gat.attention(first, second), gat.edges(first, second)
+    assert attention.shape == (2, 2, 10, 10)
+    torch.testing.assert_close(attention.sum(-1), torch.ones(2, 2, 10, dtype=torch.float64))
+    assert torch.equal(attention > 0, edges[:, None].expand_as(attention))
+    nodes = torch.cat([first, second], dim=1)
+    for head in range(2):
+        said = nodes @ gat.project.weight[4 * head : 4 * head + 4].T
+        update = torch.cat(gat(first, second), dim=1) - nodes
+        torch.testing.assert_close(update[..., 4 * head : 4 * head + 4], attention[:, head] @ said)
+    with pytest.raises(ShapeError, match="first, second"):
+        gat.attention(first, second[:, :4])
+
+
 def test_ties_go_to_the_first() -> None:
     first, second = torch.ones(1, 4, 8), torch.ones(1, 4, 8)
     edges = CrossModalPrototypeGAT(8, num_neighbors=2, self_loop=False).edges(first, second)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from pirn.studies import large_anomaly, missing
+from pirn.studies import figures, large_anomaly, missing
 from pirn.studies.charts import check_plots
 from pirn.studies.comparing import compare, measure_all
 from pirn.studies.comparisons import COMPARISONS
@@ -31,6 +31,7 @@ STUDIES: dict[str, Callable[[Request], None]] = {
     **{name: partial(compare, name) for name in COMPARISONS},
     "large-anomaly": partial(_of_its_own, large_anomaly.run),
     "missing": partial(_of_its_own, missing.run),
+    "figures": partial(_of_its_own, figures.run),
 }
 """Name -> what answers it."""
 

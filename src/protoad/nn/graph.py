@@ -87,7 +87,7 @@ class CrossModalPrototypeGAT(nn.Module):
         return torch.cat((torch.cat((own, cross[0]), -1), torch.cat((cross[1], own), -1)), -2)
 
     def attention(self, first: Tensor, second: Tensor) -> Tensor:
-        """Gives the weights: (b h 2k 2k), rows sum to 1, 0 where there is no edge.
+        """Gives how much nodes listen to each other: (b h 2k 2k), rows sum to 1, and are 0 where there is no edge.
 
         Args:
             first: (b k d).
@@ -96,8 +96,7 @@ class CrossModalPrototypeGAT(nn.Module):
         Raises:
             ShapeError: if the two differ in shape or d is another than `dim`.
         """
-        self._check(first, second)
-        return self._weights(first, second, self._heads(first, second))
+        return self._attend(first, second)[-1]
 
     def forward(self, first: Tensor, second: Tensor) -> AlignedPrototypes:
         """Exchanges between the prototypes of two modalities.
@@ -112,29 +111,25 @@ class CrossModalPrototypeGAT(nn.Module):
         Raises:
             ShapeError: if the two differ in shape or d is another than `dim`.
         """
-        self._check(first, second)
-        heads = self._heads(first, second)
-        update = (self._weights(first, second, heads) @ heads).transpose(-3, -2).flatten(-2)
-        nodes = torch.cat((first, second), dim=-2) + update if self.residual else update
+        nodes, heads, attention = self._attend(first, second)
+        update = (attention @ heads).transpose(-3, -2).flatten(-2)
+        nodes = nodes + update if self.residual else update
         return AlignedPrototypes(*nodes.chunk(2, dim=-2))
 
-    def _heads(self, first: Tensor, second: Tensor) -> Tensor:
-        """W p of all nodes, split: (b h 2k d/h)."""
-        nodes = torch.cat((first, second), dim=-2)
-        return self.project(nodes).unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
-
-    def _weights(self, first: Tensor, second: Tensor, heads: Tensor) -> Tensor:
-        source = (heads * self.attend_from.unsqueeze(-2)).sum(-1)
-        target = (heads * self.attend_to.unsqueeze(-2)).sum(-1)
-        scores = leaky_relu(target.unsqueeze(-1) + source.unsqueeze(-2), self.negative_slope)
-        return scores.masked_fill(~self.edges(first, second).unsqueeze(-3), -torch.inf).softmax(-1)
-
-    def _check(self, first: Tensor, second: Tensor) -> None:
+    def _attend(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gives nodes (b 2k d), what each says to the others (b h 2k d/h), and who listens to whom (b h 2k 2k)."""
         if first.shape != second.shape or first.shape[-1] != self.dim:
             raise ShapeError(
                 f"first, second: expected the same (b k d) with d={self.dim}, "
                 f"got {tuple(first.shape)} and {tuple(second.shape)}"
             )
+        nodes = torch.cat((first, second), dim=-2)
+        heads = self.project(nodes).unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)  # (b h 2k d/h)
+        source = (heads * self.attend_from.unsqueeze(-2)).sum(-1)
+        target = (heads * self.attend_to.unsqueeze(-2)).sum(-1)
+        scores = leaky_relu(target.unsqueeze(-1) + source.unsqueeze(-2), self.negative_slope)
+        edges = self.edges(first, second).unsqueeze(-3)
+        return nodes, heads, scores.masked_fill(~edges, -torch.inf).softmax(-1)
 
     def extra_repr(self) -> str:
         return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,7 +12,16 @@ from protoad._lazy import require
 from protoad._ticks import round_ticks
 from protoad.errors import DataError, ShapeError
 
-__all__ = ["GridRow", "foreground_overlay", "heatmap_overlay", "sample_grid", "with_boxes", "with_color_bar"]
+__all__ = [
+    "GridRow",
+    "check_rgb",
+    "foreground_overlay",
+    "heatmap_overlay",
+    "sample_grid",
+    "to_grey",
+    "with_boxes",
+    "with_color_bar",
+]
 
 _WHITE, _INK = 255, 25
 _CONTOUR = (0, 255, 255)  # cyan: the one bright hue the inferno colours lack
@@ -33,6 +42,7 @@ class GridRow:
         normals_map: (y x) scores of the normals branch.
         fused_map: (y x) final scores; the outline of `mask` is drawn on it.
         mask: (y x) bool ground truth.
+        others: name -> (y x) final scores of further detectors, drawn like `fused_map` in columns of these names.
     """
 
     label: str
@@ -42,6 +52,12 @@ class GridRow:
     normals_map: np.ndarray | None = None
     fused_map: np.ndarray | None = None
     mask: np.ndarray | None = None
+    others: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def image(self, column: str) -> np.ndarray | None:
+        """What stands in a column: a field, or the scores of a further detector."""
+        found: np.ndarray | None = getattr(self, column) if column in _TITLES else self.others.get(column)
+        return found
 
 
 _TITLES = {
@@ -74,12 +90,12 @@ def heatmap_overlay(
         DataError: if a score is NaN or infinite, or rgb is not uint8.
         ValueError: if vmax is not above vmin, or alpha is outside [0, 1].
     """
-    _check_rgb("rgb", rgb)
+    check_rgb("rgb", rgb)
     if heatmap.shape != rgb.shape[:2]:
         raise ShapeError(f"heatmap: expected (y x) = {rgb.shape[:2]} as rgb has, got {heatmap.shape}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha: expected a weight in [0, 1], got {alpha}")
-    grey = (rgb @ _GREY_WEIGHTS)[..., None]
+    grey = to_grey(rgb)[..., None]
     return np.rint((1 - alpha) * grey + alpha * _colorize(heatmap, vmin=vmin, vmax=vmax)).astype(np.uint8)
 
 
@@ -98,10 +114,10 @@ def foreground_overlay(rgb: np.ndarray, foreground: np.ndarray) -> np.ndarray:
         DataError: if rgb is not uint8.
     """
     cv2 = require("cv2", extra="data")
-    _check_rgb("rgb", rgb)
+    check_rgb("rgb", rgb)
     if foreground.shape != rgb.shape[:2]:
         raise ShapeError(f"foreground: expected (y x) = {rgb.shape[:2]} as rgb has, got {foreground.shape}")
-    dim = 0.3 * (rgb @ _GREY_WEIGHTS)[..., None] + _REMOVED
+    dim = 0.3 * to_grey(rgb)[..., None] + _REMOVED
     shown = np.where(foreground[..., None], rgb, dim).astype(np.uint8)
     kept = foreground.astype(np.uint8)
     grown = cv2.dilate(kept, np.ones((3, 3), np.uint8))
@@ -124,7 +140,7 @@ def with_boxes(image: np.ndarray, boxes: Sequence[tuple[float, float, float, flo
         DataError: if image is not uint8.
     """
     cv2 = require("cv2", extra="data")
-    _check_rgb("image", image)
+    check_rgb("image", image)
     shown = np.ascontiguousarray(image).copy()
     thickness = max(1, round(max(image.shape[:2]) / 400))
     for x, y, width, height in boxes:
@@ -151,7 +167,7 @@ def with_color_bar(image: np.ndarray, *, vmin: float, vmax: float, label: str = 
         DataError: if image is not uint8.
         ValueError: if vmax is not above vmin.
     """
-    _check_rgb("image", image)
+    check_rgb("image", image)
     _check_limits(vmin, vmax)
     height = max(image.shape[0], 160)
     letter = max(10, height // 24)
@@ -184,8 +200,8 @@ def sample_grid(
 
     Args:
         rows: the parts; all images of all rows have one size (y x).
-        columns: fields of `GridRow` in the order wanted.
-        titles: heading of each column, ASCII.
+        columns: fields of `GridRow`, and names of further detectors in `GridRow.others`, in the order wanted.
+        titles: heading of each column, ASCII; a further detector's is its name unless it is given here.
         limits: lowest and highest score of a column's scale. A column not named here takes the extremes of its
             own maps over all rows; give limits where few or only good parts are shown, or their noise fills the
             scale.
@@ -198,19 +214,19 @@ def sample_grid(
         DataError: if a score is NaN or infinite, or a picture is not uint8.
         ValueError: if there are no rows or columns, a column is unknown, or limits are not rising.
     """
-    unknown = [column for column in columns if column not in _TITLES]
+    known = [*_TITLES, *dict.fromkeys(name for row in rows for name in row.others)]
+    unknown = [column for column in columns if column not in known]
     if not rows or not columns or unknown:
-        raise ValueError(
-            f"expected rows, and columns out of {', '.join(_TITLES)}; got {len(rows)} rows, {list(columns)}"
-        )
+        raise ValueError(f"expected rows, and columns out of {', '.join(known)}; got {len(rows)} rows, {list(columns)}")
     size = rows[0].rgb.shape[:2]
-    scales = {name: _limits(rows, name, limits or {}) for name in columns if name.endswith("_map")}
+    scales = {name: _limits(rows, name, limits or {}) for name in columns if _holds_scores(name)}
     tiles = [[_tile(row, column, size, scales) for column in columns] for row in rows]
     tile_y, tile_x = tiles[0][0].shape[:2]
     letter, gap = max(tile_x // 14, 12), max(tile_x // 28, 6)
 
     # One letter size for all headings: a long one shrinks them all, and none is cut.
-    widest = max(_text(titles[column], letter).shape[1] for column in columns)
+    headings = {column: titles.get(column, _TITLES.get(column, column)) for column in columns}
+    widest = max(_text(headings[column], letter).shape[1] for column in columns)
     heading = letter * min(1.0, tile_x / widest)
     labels = [[_text(line, letter) for line in row.label.splitlines()] for row in rows]
     gutter = max((line.shape[1] for lines in labels for line in lines), default=0) + 2 * gap
@@ -220,7 +236,7 @@ def sample_grid(
 
     for at, column in enumerate(columns):
         left = gutter + at * (tile_x + gap)
-        title = _text(titles[column], heading)
+        title = _text(headings[column], heading)
         _paste(canvas, title, (top - title.shape[0]) // 2, left + (tile_x - title.shape[1]) // 2)
         for index in range(len(rows)):
             _paste(canvas, tiles[index][at], top + index * (tile_y + gap), left)
@@ -237,7 +253,7 @@ def sample_grid(
 def _tile(row: GridRow, column: str, size: tuple[int, int], scales: Mapping[str, tuple[float, float]]) -> np.ndarray:
     """One cell: the picture of one field, magnified if small, blank if the field is None."""
     cv2 = require("cv2", extra="data")
-    image = getattr(row, column)
+    image = row.image(column)
     factor = math.ceil(_MIN_TILE / size[1])
     if image is None:
         return _blank(size[0] * factor, size[1] * factor)
@@ -247,9 +263,9 @@ def _tile(row: GridRow, column: str, size: tuple[int, int], scales: Mapping[str,
         image = np.repeat(np.where(image, 255, 0).astype(np.uint8)[..., None], 3, axis=2)
     elif column in scales:
         image = _colorize(image, vmin=scales[column][0], vmax=scales[column][1])
-    _check_rgb(column, image)
+    check_rgb(column, image)
     tile = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
-    if column == "fused_map" and row.mask is not None:
+    if (column == "fused_map" or column not in _TITLES) and row.mask is not None:
         if row.mask.shape != size:
             raise ShapeError(f"mask of {row.label!r}: expected {size} like its rgb, got {row.mask.shape}")
         mask = np.repeat(np.repeat(row.mask, factor, axis=0), factor, axis=1).astype(np.uint8)
@@ -260,12 +276,16 @@ def _tile(row: GridRow, column: str, size: tuple[int, int], scales: Mapping[str,
     return tile
 
 
+def _holds_scores(column: str) -> bool:
+    return column.endswith("_map") or column not in _TITLES
+
+
 def _limits(rows: Sequence[GridRow], column: str, given: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
     """The scale of one column of scores."""
     if column in given:
         _check_limits(*given[column])
         return given[column]
-    maps = [getattr(row, column) for row in rows if getattr(row, column) is not None]
+    maps = [image for row in rows if (image := row.image(column)) is not None]
     if not maps:
         return 0.0, 1.0
     lowest, highest = float(min(map_.min() for map_ in maps)), float(max(map_.max() for map_ in maps))
@@ -327,7 +347,19 @@ def _paste(canvas: np.ndarray, patch: np.ndarray, row: int, column: int) -> np.n
     return canvas
 
 
-def _check_rgb(name: str, image: np.ndarray) -> None:
+def to_grey(rgb: np.ndarray) -> np.ndarray:
+    """(y x 3) uint8 -> (y x) brightness in [0, 255]."""
+    grey: np.ndarray = rgb @ _GREY_WEIGHTS
+    return grey
+
+
+def check_rgb(name: str, image: np.ndarray) -> None:
+    """Fails if this is no picture.
+
+    Raises:
+        ShapeError: if it is not (y x 3).
+        DataError: if it is not uint8.
+    """
     if image.ndim != 3 or image.shape[2] != 3:
         raise ShapeError(f"{name}: expected (y x 3), got {image.shape}")
     if image.dtype != np.uint8:

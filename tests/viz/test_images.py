@@ -153,6 +153,28 @@ def test_small_images_are_magnified_and_titles_fit() -> None:
     assert (grid[:40] < 128).any()
 
 
+def test_further_detectors_have_columns_of_their_own() -> None:
+    row = grid_row()
+    others = {"bank": row.fused_map * 4, "Gaussian": row.fused_map * 0}
+    rows = [replace(row, others=others), replace(grid_row(label="next"), others={"bank": row.fused_map * 2})]
+    columns = ["rgb", "fused_map", "bank", "Gaussian", "mask"]
+    grid = sample_grid(rows, columns=columns, titles={"fused_map": "PIRN"})
+    assert grid.shape[1] > 5 * SIZE
+    of_bank = sample_grid(rows, columns=["bank"])
+    half = len(of_bank) // 2
+    assert has_color(of_bank[:half], inferno(255))
+    assert has_color(of_bank[half : half + SIZE // 2], inferno(128))  # one scale for its column
+    assert has_color(of_bank, CYAN)  # the truth is outlined as on the fused map
+    scaled = sample_grid(rows, columns=["bank"], limits={"bank": (0.0, 8.0)})
+    assert has_color(scaled, inferno(128))
+    assert not has_color(scaled[:half], inferno(255))
+    assert sample_grid(rows, columns=["Gaussian"]).shape == of_bank.shape  # blank where a row has none
+    with pytest.raises(ValueError, match=r"bank.*\['forest'\]"):
+        sample_grid(rows, columns=["forest"])
+    with pytest.raises(ShapeError, match=r"bank of 'part'"):
+        sample_grid([replace(row, others={"bank": row.fused_map[:9]})], columns=["bank"])
+
+
 def test_grid_refuses_bad_input() -> None:
     row = grid_row()
     with pytest.raises(ShapeError, match=r"fused_map of 'part'.*\(200, 200\).*\(100, 200\)"):
