@@ -191,7 +191,7 @@ def test_prepared_inputs_equal_the_detector(case: str, suffix: str, root: Path, 
     assert all(parameter.requires_grad for parameter in pirn.model.parameters())
     run = _reader(path)
     for count in (1, 3):
-        given = {m: torch.stack([getattr(part, m) for part in parts[:count]]) for m in parts[0]._fields}
+        given = {m: torch.stack([getattr(part, m) for part in parts[:count]]) for m in parts[0]._fields[:5]}
         _assert_same(run(given), Prediction(expected.score[:count], {m: h[:count] for m, h in expected.maps.items()}))
 
 
