@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from pirn.studies import figures, large_anomaly, missing
+from pirn.studies import efficiency, figures, large_anomaly, missing
 from pirn.studies.charts import check_plots
 from pirn.studies.comparing import compare, measure_all
 from pirn.studies.comparisons import COMPARISONS
@@ -29,6 +29,7 @@ def _of_its_own(run: Callable[..., Any], request: Request) -> None:
 
 STUDIES: dict[str, Callable[[Request], None]] = {
     **{name: partial(compare, name) for name in COMPARISONS},
+    "efficiency": partial(_of_its_own, efficiency.run),
     "large-anomaly": partial(_of_its_own, large_anomaly.run),
     "missing": partial(_of_its_own, missing.run),
     "figures": partial(_of_its_own, figures.run),

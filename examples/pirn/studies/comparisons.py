@@ -67,6 +67,12 @@ _DETECTORS = (  # label, name, its authors' own score, the paper's name
     ("PIRN", "pirn", "cosine", "Ours"),
     ("nearest neighbours", "nearest_neighbour", "cosine", ""),
     ("Gaussian", "gaussian", "cosine", ""),
+    ("PatchCore", "patchcore", "own", ""),
+    ("PaDiM", "padim", "own", ""),
+    ("M3DM", "m3dm", "own", "M3DM"),
+    ("CFM", "cfm", "own", "CFM"),
+    ("INP-Former", "inp_former", "own", "INP-Former"),
+    ("AST", "ast", "own", "AST"),
 )
 
 
@@ -77,6 +83,7 @@ def _scored(label: str, detector: str, score: str, printed: str = "") -> Line:
 _EQUAL_TERMS = (
     *(_scored(label, detector, "whitened") for label, detector, *_ in _DETECTORS),
     *(_scored(label, detector, own, printed) for label, detector, own, printed in _DETECTORS),
+    Line("BTF (PatchCore with FPFH), own", {"detector": "patchcore", "score": "own", "encoder_normals": "fpfh"}, "BTF"),
 )
 _EVERY_SCORE = tuple(
     _scored(label, detector, score)

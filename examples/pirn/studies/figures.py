@@ -138,6 +138,7 @@ def _scene(root: Path, part: str, seed: int, *, quick: bool) -> _Scene:
     write_dataset(root, parts=(part,), seed=seed, size=size, **counts)
     pirn, shots = train_category(config, root, part, _SHOTS)
     extractor = pirn.extractor
+    assert isinstance(pirn.model, PIRN)  # the default detector
     models = {"transport": pirn.model, "softmax": _with_softmax(pirn.model, shots)}
     with_softmax = with_head(models["softmax"], extractor, config).fit_score(shots)
     detectors = {"PIRN": pirn.detector, "PIRN, softmax": with_softmax}
@@ -152,7 +153,8 @@ def _scene(root: Path, part: str, seed: int, *, quick: bool) -> _Scene:
         for assignment, model in models.items():
             states[assignment] = model.trace(features.tokens, features.mask)
             refined = states[assignment][0].prototypes["rgb"]
-            plans[assignment] = model.layers[0].assign.plan(features.tokens["rgb"], refined, features.mask)
+            assign: Any = model.layers[0].assign["rgb"]
+            plans[assignment] = assign.plan(features.tokens["rgb"], refined, features.mask)
     return _Scene(
         models,
         detectors,

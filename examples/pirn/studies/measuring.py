@@ -29,7 +29,17 @@ __all__ = ["METRICS", "NOT_AVAILABLE", "Measured", "measure"]
 METRICS = DetectionMetrics._fields
 NOT_AVAILABLE = "weights not available"
 _CHUNK = 8
-_FEATURES = ("encoder", "weights", "modality", "foreground", "fill_holes", "image_size", "plane_distance", "augment")
+_FEATURES = (
+    "encoder",
+    "encoder_normals",
+    "weights",
+    "modality",
+    "foreground",
+    "fill_holes",
+    "image_size",
+    "plane_distance",
+    "augment",
+)
 
 
 class Measured(NamedTuple):
