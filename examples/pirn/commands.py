@@ -214,8 +214,8 @@ def prepare(arguments: argparse.Namespace) -> None:
 def study(arguments: argparse.Namespace) -> None:
     """`pirn study`."""
     _check_writable(arguments.out)
-    if arguments.root is None and arguments.dataset is not None:
-        raise ConfigError("dataset: give its --root as well; without, synthetic parts are made")
+    if arguments.root is None and (arguments.dataset is not None or arguments.option):
+        raise ConfigError("dataset, option: give its --root as well; without, synthetic parts are made")
     base = PIRNConfig(encoder=arguments.encoder)
     request = Request(
         arguments.out,

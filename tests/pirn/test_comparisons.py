@@ -12,7 +12,7 @@ import pytest
 from pirn.cli import main
 from pirn.config import PIRNConfig
 from pirn.experiment import evaluate, open_test, train_category
-from pirn.studies import STUDIES, comparing, measuring, run_study
+from pirn.studies import STUDIES, measuring, run_study
 from pirn.studies.comparing import compare
 from pirn.studies.comparisons import COMPARISONS, Comparison, Line
 from pirn.studies.printed import Printed, printed
@@ -20,7 +20,7 @@ from pirn.studies.request import Piece, Request, settings_of
 from pirn.studies.tables import Cell, Table, markdown
 
 from protoad.data import read_rgb
-from protoad.errors import ConfigError
+from protoad.errors import ConfigError, DataError, EncoderError
 
 SMALL = PIRNConfig(image_size=64, epochs=1, num_prototypes=4)
 TWO = Comparison(
@@ -88,6 +88,8 @@ def test_a_comparison_measures_as_training_and_evaluating_do(
         assert float(row["loss"]) == pytest.approx(pirn.model.history[-1]["loss"], abs=1e-4)
     text = (tmp_path / "two.md").read_text()
     assert "| whitened | gone | weights not available |" in text
+    assert "weights not available: vit_tiny_patch16_224: its weights are not in the local cache" in text
+    assert "loss" not in text
     assert read_rgb(tmp_path / "two.png").shape[2] == 3
 
 
@@ -120,6 +122,27 @@ def test_random_weights_measure_nothing(cookies: Path, tmp_path: Path, monkeypat
     monkeypatch.setitem(COMPARISONS, "random", replace(TWO, lines=(TWO.lines[0], random), scores=("whitened",)))
     compare("random", _request(tmp_path, cookies))
     assert "| random | weights not available |" in (tmp_path / "random.md").read_text()
+    monkeypatch.setitem(COMPARISONS, "random", replace(TWO, lines=(random,), reference="random", scores=("whitened",)))
+    with pytest.raises(EncoderError, match="random weights measure nothing"):
+        compare("random", _request(tmp_path, cookies))
+
+
+def test_a_line_that_fails_does_not_stop_the_others(cookies: Path, tmp_path: Path, monkeypatch, offline) -> None:
+    lines = (Line("too many", {"num_prototypes": 100_000}), Line("ours", {}))
+    monkeypatch.setitem(COMPARISONS, "two", replace(TWO, lines=lines, scores=("whitened",)))
+    with pytest.raises(ConfigError, match="num_prototypes: expected at most"):
+        compare("two", _request(tmp_path, cookies))
+    (kept,) = csv.DictReader((tmp_path / "measured" / "cookie-3-0.csv").read_text().splitlines())
+    assert kept["settings"] == settings_of(SMALL)
+
+
+def test_numbers_of_two_data_sets_never_meet(cookies: Path, tmp_path: Path) -> None:
+    """Synthetic parts and a data set may both have a category called cookie."""
+    assert _request(tmp_path, cookies).claim() == _request(tmp_path, cookies).claim()
+    for other in (Request(tmp_path), replace(_request(tmp_path, cookies), root=cookies.parent)):
+        with pytest.raises(DataError, match=r"holds measurements of mvtec3d in .*; choose another --out"):
+            other.claim()
+    assert Request(tmp_path, quick=True).claim() != _request(tmp_path, cookies).claim()  # fewer parts, apart
 
 
 def test_weights_are_found_by_the_name_of_their_model(tmp_path: Path) -> None:
@@ -199,8 +222,11 @@ def test_the_command(tmp_path: Path, capsys, monkeypatch, cookies: Path) -> None
     assert (request.seeds, request.categories, request.root) == ((1,), ("cookie",), cookies)
     assert main(["study", "components", "--out", str(tmp_path), "--dataset", "eyecandies"]) == 2
     assert "--root" in capsys.readouterr().err
-    assert main(["study", "missing", "--out", str(tmp_path), "--shots", "5"]) == 2
-    assert "draws its own parts" in capsys.readouterr().err
+    assert main(["study", "components", "--out", str(tmp_path), "--option", "unit=mm"]) == 2
+    assert "--root" in capsys.readouterr().err
+    for ignored in (["--shots", "5"], ["--faithful"], ["--category", "tile"], ["--encoder", "timm:resnet18"]):
+        assert main(["study", "missing", "--out", str(tmp_path), *ignored]) == 2
+        assert "draws its own parts" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["study", "components", "--out", str(tmp_path), "--shots", "few"])
 
@@ -211,10 +237,20 @@ def test_all_goes_on_after_a_study_that_fails(tmp_path: Path, monkeypatch, capsy
     def failing(request: Request) -> None:
         raise ConfigError("cannot")
 
-    monkeypatch.setattr("pirn.studies.measure_all", lambda names, request: done.append("measured"))
+    def measuring_fails(names: list[str], request: Request) -> None:
+        done.append("measured")
+        raise DataError("of one line")
+
+    monkeypatch.setattr("pirn.studies.measure_all", measuring_fails)
     for name in list(STUDIES):
         monkeypatch.setitem(STUDIES, name, failing if name == "layers" else lambda request, n=name: done.append(n))
     with pytest.raises(ConfigError, match="cannot"):
         run_study("all", Request(tmp_path))
     assert done == ["measured", *(name for name in STUDIES if name != "layers")]
-    assert comparing.COMPARISONS is COMPARISONS
+    done.clear()
+    with pytest.raises(ConfigError, match="cannot"):
+        run_study("all", Request(tmp_path, base=PIRNConfig().faithful()))
+    assert done == ["measured", *(name for name in COMPARISONS if name != "layers")]
+    assert "left out, for they draw their own parts: efficiency, large-anomaly, missing, figures" in (
+        capsys.readouterr().out
+    )

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pirn.cli import main
-from pirn.studies import figures
-from pirn.studies.large_anomaly import report
+from pirn.studies import charts, figures
 
 from protoad.viz import effective_prototypes
 
@@ -99,7 +98,7 @@ def test_good_parts_come_first_in_a_grid(drawn, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_without_scikit_learn_it_fails_before_the_work(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(report, "find_spec", lambda name: None if name == "sklearn" else object())
+    monkeypatch.setattr(charts, "find_spec", lambda name: None if name == "sklearn" else object())
     assert main(["study", "figures", "--quick", "--out", str(tmp_path)]) == 2
     assert "sklearn is needed here but not installed; run: pip install 'protoad[viz]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

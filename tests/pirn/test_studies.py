@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pirn.cli import main
-from pirn.studies import STUDIES, large_anomaly
+from pirn.studies import STUDIES, charts, large_anomaly
 from pirn.studies.large_anomaly import report
 from pirn.studies.large_anomaly.spoiling import KINDS, find_texture, spoil
 from scipy.ndimage import label
@@ -131,7 +131,7 @@ def test_input_at_fault_ends_in_one_sentence(tmp_path: Path, capsys, monkeypatch
     (tmp_path / "large-anomaly-quick.csv").write_text("a,b\n1,2\n")
     assert main(argv) == 2
     assert "holds no rows of this study" in capsys.readouterr().err
-    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    monkeypatch.setattr(charts, "find_spec", lambda name: None)
     assert main(argv) == 2
     assert "pip install 'protoad[viz]'" in capsys.readouterr().err
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from pirn.studies import efficiency, figures, large_anomaly, missing
-from pirn.studies.charts import check_plots
 from pirn.studies.comparing import compare, measure_all
 from pirn.studies.comparisons import COMPARISONS
 from pirn.studies.request import Request
@@ -22,8 +22,8 @@ def _of_its_own(run: Callable[..., Any], request: Request) -> None:
     Raises:
         ConfigError: if it is asked to look at others.
     """
-    if request.root is not None or request.shots or request.categories:
-        raise ConfigError("this study draws its own parts; leave out --root, --category and --shots")
+    if not request.leaves_it_to_the_study:
+        raise ConfigError("this study draws its own parts and chooses its settings; give it --seeds and --quick alone")
     run(request.out, seeds=request.seeds, quick=request.quick)
 
 
@@ -43,14 +43,16 @@ def run_study(name: str, request: Request) -> None:
     Raises:
         ProtoadError: of the study; of several, the first that failed.
     """
-    check_plots()
     if name != "all":
         STUDIES[name](request)
         return
-    measure_all(list(COMPARISONS), request)
-    own = request.root is None and not (request.shots or request.categories)
+    with contextlib.suppress(ProtoadError):  # the study that needs what failed will say so
+        measure_all(list(COMPARISONS), request)
+    chosen = [one for one in STUDIES if one in COMPARISONS or request.leaves_it_to_the_study]
+    if len(chosen) < len(STUDIES):
+        print(f"left out, for they draw their own parts: {', '.join(one for one in STUDIES if one not in chosen)}")
     failed = []
-    for study in (one for one in STUDIES if one in COMPARISONS or own):
+    for study in chosen:
         print(f"study {study}", flush=True)
         try:
             STUDIES[study](request)

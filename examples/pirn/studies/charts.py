@@ -19,14 +19,18 @@ _MARKERS = "osD^vPX*"
 _DASHES = ("-", "--", "-.", ":")
 
 
-def check_plots() -> None:
+def check_plots(*further: str) -> None:
     """Fails before the work, not after.
 
+    Args:
+        further: modules of the viz extra that are needed beside matplotlib.
+
     Raises:
-        MissingExtraError: without matplotlib.
+        MissingExtraError: without matplotlib, or one of these.
     """
-    if find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib is needed here but not installed; run: pip install 'protoad[viz]'")
+    for module in ("matplotlib", *further):
+        if find_spec(module) is None:
+            raise MissingExtraError(f"{module} is needed here but not installed; run: pip install 'protoad[viz]'")
 
 
 def draw(path: Path, table: Table) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pirn.studies.charts import draw
+from pirn.studies.charts import check_plots, draw
 from pirn.studies.comparisons import COMPARISONS, Comparison
-from pirn.studies.measuring import NOT_AVAILABLE, Measured, measure
+from pirn.studies.measuring import Measured, measure
 from pirn.studies.printed import Printed, printed
 from pirn.studies.request import Piece, Request, settings_of
 from pirn.studies.tables import Cell, Table, markdown
+from protoad.errors import EncoderError
 from protoad.report import write_csv
 
 __all__ = ["compare", "measure_all"]
@@ -30,7 +31,10 @@ def compare(name: str, request: Request) -> None:
     Raises:
         DataError: for data at fault.
         ConfigError: for settings that do not go together.
+        MissingExtraError: without matplotlib.
+        EncoderError: if no line can be measured, for want of weights.
     """
+    check_plots()
     asked, comparison = request.reduced(), COMPARISONS[name]
     table = _table(asked, comparison, measure(asked, _wanted(asked, [comparison])))
     stem = f"{name}-quick" if request.quick else name
@@ -63,8 +67,9 @@ def _table(request: Request, comparison: Comparison, measured: Measured) -> Tabl
             for line in comparison.lines:
                 settings = settings_of(replace(request.base, **comparison.settings(line, score)))
                 rows = [row for row in measured.rows if (row["settings"], row["shots"]) == (settings, shots)]
-                reason = NOT_AVAILABLE if settings in measured.missing else ""
-                cells.append(Cell(line, shots, score, rows, reason))
+                cells.append(Cell(line, shots, score, rows, measured.missing.get(settings, "")))
+    if not any(cell.rows for cell in cells) and measured.missing:
+        raise EncoderError(next(iter(measured.missing.values())))
     dataset = _PRINTED_OF.get(request.source.dataset if request.root else "", "MVTec 3D-AD")
     numbers = _printed(comparison, dataset)
     title = f"{request.title}, encoder {request.base.encoder}, {request.base.image_size} pixels"

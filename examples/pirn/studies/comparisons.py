@@ -38,6 +38,7 @@ class Comparison:
         shots: good parts to learn from.
         axis: what `x` of the lines counts.
         scores: under which all lines are judged; () leaves it to the base, or to the lines.
+        training: what the last epoch reported and the table is to show, such as "loss".
         by_category: a column per category instead of one per metric.
     """
 
@@ -48,6 +49,7 @@ class Comparison:
     shots: tuple[int | None, ...] = (10,)
     axis: str = ""
     scores: tuple[str, ...] = ("whitened", "cosine")
+    training: tuple[str, ...] = ()
     by_category: bool = False
 
     def settings(self, line: Line, score: str) -> dict[str, Any]:
@@ -197,6 +199,7 @@ COMPARISONS: dict[str, Comparison] = {
             ),
         ),
         "no residual, 10 epochs",
+        training=("loss", "leak"),
     ),
     "background": Comparison(
         "Should only tokens on the part count?",

@@ -22,8 +22,8 @@ from pirn.detector import with_head, yardsticks
 from pirn.experiment import open_split, prepared_parts, train_category
 from pirn.model import PIRN, LayerState
 from pirn.pictures import to_picture
+from pirn.studies.charts import check_plots
 from pirn.studies.large_anomaly.measures import token_share
-from pirn.studies.large_anomaly.report import check_plots
 from pirn.studies.rows import Row, Rows
 from protoad.calibration import calibrate
 from protoad.data import Prepared, write_dataset, write_rgb

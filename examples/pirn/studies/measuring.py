@@ -47,7 +47,7 @@ class Measured(NamedTuple):
 
     Attributes:
         rows: category, shots, seed, settings and the metrics, of all pieces asked for.
-        missing: settings -> why they were not measured.
+        missing: settings -> why their encoder cannot be had.
     """
 
     rows: list[Row]
@@ -74,13 +74,14 @@ def measure(request: Request, wanted: Mapping[Piece, Sequence[Mapping[str, Any]]
         ConfigError: for settings that do not go together.
     """
     missing: dict[str, str] = {}
+    request.claim()
     tasks = [_Task(request, piece, _configs(request, piece, several, missing)) for piece, several in wanted.items()]
     open_tasks = [task for task in tasks if task.configs and _left(task)]
     jobs = (os.cpu_count() or 1) if request.jobs is None and request.device.type == "cpu" else request.jobs
     workers = count_workers(jobs, request.device, len(open_tasks))
     start, numbered = time.monotonic(), list(enumerate(open_tasks, 1))
     outcomes = run_each(partial(_measure_piece, len(open_tasks)), numbered, workers=workers, device=request.device)
-    failed = []
+    failed: list[ProtoadError] = []
     for number, outcome in enumerate(outcomes, start=1):
         minutes = (time.monotonic() - start) / number * (len(open_tasks) - number) / 60
         print(f"{number} of {len(open_tasks)} pieces done; about {minutes:.0f} min left of all", flush=True)
@@ -131,7 +132,7 @@ def _check_weights(encoder: str, weights: str | None) -> None:
 def _file(task: _Task) -> Rows:
     shots = "all" if task.piece.shots is None else task.piece.shots
     name = f"{task.piece.category}-{shots}-{task.piece.seed}.csv"
-    return Rows(task.request.out / "measured" / name, key=("settings",))
+    return Rows(task.request.claim() / name, key=("settings",))
 
 
 def _left(task: _Task) -> list[PIRNConfig]:
@@ -148,11 +149,18 @@ def _measure_piece(of: int, numbered: tuple[int, _Task]) -> None:
     number, task = numbered
     rows, bench = _file(task), _Bench(task)
     by_name = {settings_of(config): config for config in task.configs}
+    failed: list[ProtoadError] = []
     for (name,) in rows.to_do([(name,) for name in by_name], title=f"{number} of {of}: {task.piece}"):
-        metrics, more = bench.judge(by_name[name])
+        try:
+            metrics, more = bench.judge(by_name[name])
+        except ProtoadError as error:  # of this line; the others may do
+            failed.append(error)
+            continue
         shots = "all" if task.piece.shots is None else task.piece.shots
         known = {"category": task.piece.category, "shots": shots, "seed": task.piece.seed, "settings": name}
         rows.add([{**known, **metrics._asdict(), **more}])
+    if failed:
+        raise failed[0]
 
 
 class _Bench:

@@ -14,7 +14,7 @@ import torch
 
 from pirn.config import PIRNConfig
 from protoad.data import DEFAULT_SOURCE, PART_TYPES, Source, list_prepared, write_dataset
-from protoad.errors import ConfigError, EncoderError
+from protoad.errors import ConfigError, DataError, EncoderError
 
 __all__ = ["Piece", "Request", "settings_of"]
 
@@ -74,6 +74,31 @@ class Request:
     def title(self) -> str:
         """What the tables say they are of."""
         return "synthetic parts" if self.root is None else str(self.source)
+
+    @property
+    def leaves_it_to_the_study(self) -> bool:
+        """Whether nothing is asked for but seeds: a study that draws its own parts can take no more."""
+        return self == Request(self.out, seeds=self.seeds, quick=self.quick, jobs=self.jobs, device=self.device)
+
+    def claim(self) -> Path:
+        """Gives the folder of what is measured, and makes OUT that of these data.
+
+        Categories of two data sets may have the same name, and their numbers must not meet.
+
+        Raises:
+            DataError: if OUT holds measurements of others.
+        """
+        folder, of = self.out / ("measured-quick" if self.quick else "measured"), self.title
+        if self.root is not None:
+            of = f"{of} in {self.root.resolve()}"
+        mark = folder / "of.txt"
+        if not mark.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.write_text(of, encoding="utf-8")
+        found = mark.read_text(encoding="utf-8")
+        if found != of:
+            raise DataError(f"{self.out}: holds measurements of {found}, not {of}; choose another --out")
+        return folder
 
     def chosen(self) -> tuple[str, ...]:
         """The categories.

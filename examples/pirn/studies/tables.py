@@ -26,7 +26,7 @@ class Cell(NamedTuple):
         shots: as in the rows: a number, or "all".
         score: it was judged by, where the comparison has several.
         rows: of all categories and seeds; none if it was not measured.
-        reason: why not.
+        reason: why its encoder cannot be had.
     """
 
     line: Line
@@ -75,12 +75,13 @@ def markdown(name: str, table: Table) -> str:
     """The table as a page."""
     body = _by_category(table) if table.comparison.by_category else _by_metric(table)
     foot = [_foot(table), *dict.fromkeys(p.note for p in table.printed if p.note)]
+    foot += dict.fromkeys(f"{NOT_AVAILABLE}: {cell.reason}" for cell in table.cells if cell.reason)
     return "\n".join([f"# {name}", "", table.comparison.question, "", *body, "", *foot, ""])
 
 
 def _by_metric(table: Table) -> list[str]:
     leading = [name for name in ("shots", "score") if len({getattr(cell, name) for cell in table.cells}) > 1]
-    extras = [name for name in ("loss", "leak") if table.comparison.table is None and _has(table, name)]
+    extras = table.comparison.training
     printed = [m for m in HEADINGS if any(m in p.metrics for p in table.printed)]
     heads = [*leading, "", *HEADINGS.values(), *(f"Δ {HEADINGS[m]}" for m in _COMPARED)]
     heads += [*extras, *(f"printed {HEADINGS[m]}" for m in printed)]
@@ -109,10 +110,14 @@ def _row(cells: Sequence[str]) -> str:
 
 def _ours(table: Table, cell: Cell, extras: Sequence[str]) -> list[str]:
     if not cell.rows:
-        return [cell.reason or "not measured", *[""] * (len(HEADINGS) + len(_COMPARED) + len(extras) - 1)]
+        return [_unmeasured(cell), *[""] * (len(HEADINGS) + len(_COMPARED) + len(extras) - 1)]
     found = [_figure(cell.over_seeds(metric)) for metric in HEADINGS]
     found += [_difference(table, cell, metric) for metric in _COMPARED]
     return found + [_figure(cell.over_seeds(name)) for name in extras]
+
+
+def _unmeasured(cell: Cell) -> str:
+    return NOT_AVAILABLE if cell.reason else "not measured"
 
 
 def _figure(values: Sequence[float]) -> str:
@@ -149,7 +154,7 @@ def _by_category(table: Table) -> list[str]:
             values = [[r[metric] for r in cell.rows if r["category"] == name] for name in categories]
             known = [_figure([v for v in each if not math.isnan(v)]) for each in values]
             label = f"{cell.line.label} ({cell.shots} shots)" if several else cell.line.label
-            block.append([label, *known, _figure(cell.over_seeds(metric)) or cell.reason])
+            block.append([label, *known, _figure(cell.over_seeds(metric)) or _unmeasured(cell)])
         lines += _block(HEADINGS[metric], [*categories, "mean"], block)
     for metric in HEADINGS:
         numbers = {(p.method, p.category): p.metrics[metric] for p in table.printed if metric in p.metrics}
@@ -174,10 +179,6 @@ def _source(table: Table) -> str:
     return f"Table {first.table}, {first.dataset}{at}"
 
 
-def _has(table: Table, name: str) -> bool:
-    return any(name in row and not math.isnan(row[name]) for cell in table.cells for row in cell.rows)
-
-
 def _foot(table: Table) -> str:
     rows = [row for cell in table.cells for row in cell.rows]
     seeds, categories = sorted({row["seed"] for row in rows}), sorted({row["category"] for row in rows})
@@ -192,6 +193,4 @@ def _foot(table: Table) -> str:
     uneven = {len(cell.rows) for cell in table.cells if cell.rows}
     if len(uneven) > 1:
         text += f" Lines were measured on {min(uneven)} to {max(uneven)} pairs of category and seed."
-    if any(cell.reason for cell in table.cells):
-        text += f" {NOT_AVAILABLE[0].upper()}{NOT_AVAILABLE[1:]}: docs/choices.md says how to give them."
     return text.strip()

@@ -16,8 +16,9 @@ import torch
 
 from pirn.detector import with_head
 from pirn.model import PIRN
+from pirn.studies.charts import check_plots
 from pirn.studies.large_anomaly.measures import Head, Row, detection, look, mechanism, token_share, told
-from pirn.studies.large_anomaly.report import check_plots, write_report
+from pirn.studies.large_anomaly.report import write_report
 from pirn.studies.large_anomaly.scenes import QUICK, Scenes, Scope
 from pirn.studies.rows import Rows
 from protoad.calibration import calibrate

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from protoad.errors import MissingExtraError
-
-__all__ = ["check_plots", "write_report"]
+__all__ = ["write_report"]
 
 Row = Mapping[str, Any]
 
@@ -54,20 +51,6 @@ _PANELS = {
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73")
 _DASHES = {"": "-", "guard": "--", "twin": ":"}
 _MARKERS = {"": "o", "guard": "s", "twin": "^"}
-
-
-def check_plots(*further: str) -> None:
-    """Fails before the work, not after.
-
-    Args:
-        further: modules of the viz extra that are needed beside matplotlib.
-
-    Raises:
-        MissingExtraError: without matplotlib, or one of these.
-    """
-    for module in ("matplotlib", *further):
-        if find_spec(module) is None:
-            raise MissingExtraError(f"{module} is needed here but not installed; run: pip install 'protoad[viz]'")
 
 
 def write_report(stem: Path, rows: Sequence[Row]) -> None:
