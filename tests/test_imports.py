@@ -60,7 +60,7 @@ ALLOWED = {
     "checkpoint.py": set(),
     "regions.py": set(),
     "report.py": {"metrics", "data"},
-    "detection.py": {"background", "data", "distributed", "encoders", "scoring"},
+    "detection": {"background", "data", "distributed", "encoders", "scoring"},
     "viz": {"_ticks"},
     "html_report.py": {"_report_page", "_svg"},
     "training.py": {"checkpoint", "distributed"},
