@@ -93,6 +93,39 @@ def test_a_comparison_measures_as_training_and_evaluating_do(
     assert read_rgb(tmp_path / "two.png").shape[2] == 3
 
 
+def test_what_differs_in_its_features_does_not_share_them(cookies: Path, tmp_path: Path, monkeypatch) -> None:
+    """Masks, modalities and encoders: each line is what it would be alone."""
+    bank = {"detector": "nearest_neighbour"}
+    changes = ({}, {"foreground": False}, {"modality": "rgb"}, bank, {**bank, "encoder_normals": "fpfh"})
+    lines = tuple(Line(str(index), settings) for index, settings in enumerate(changes))
+    monkeypatch.setitem(COMPARISONS, "features", replace(TWO, lines=lines, reference="0", scores=("whitened",)))
+    compare("features", _request(tmp_path, cookies))
+    rows = {row["line"]: row for row in csv.DictReader((tmp_path / "features.csv").read_text().splitlines())}
+    for index, settings in enumerate(changes):
+        config = replace(SMALL, **settings)
+        pirn, _ = train_category(config, cookies, "cookie", 3)
+        expected = evaluate(pirn, open_test(config, cookies, "cookie"), None)[config.detector]
+        assert float(rows[str(index)]["pixel_auroc"]) == pytest.approx(expected.pixel_auroc, abs=1e-5)
+    assert len({row["pixel_auroc"] for row in rows.values()}) == len(changes)
+
+
+def test_the_papers_numbers_stand_beside_its_own_score_and_shots() -> None:
+    line, numbers = Line("a", printed="A"), []
+    for shots, value in (("5", 0.1), ("10", 0.2)):
+        numbers.append(Printed(1, "MVTec 3D-AD", shots, "A", "mean", {"image_auroc": value}, ""))
+    several = Table("parts", Comparison("?", (line,), "a", 1), [], numbers)
+    assert several.printed_for(Cell(line, 10, "cosine", [])) == {"image_auroc": 0.2}
+    assert several.printed_for(Cell(line, 10, "whitened", [])) == {}
+    assert several.printed_for(Cell(line, 7, "cosine", [])) == {}  # the paper has five and ten
+    only_all = several._replace(printed=[numbers[0]._replace(shots="all")])
+    assert only_all.printed_for(Cell(line, 10, "cosine", [])) == {"image_auroc": 0.1}
+
+
+def test_seeds_that_lack_a_category_do_not_count_in_the_mean() -> None:
+    rows = [{"category": c, "seed": s, "aupro": v} for c, s, v in (("x", 0, 0.2), ("y", 0, 0.4), ("x", 1, 0.9))]
+    assert Cell(Line("a"), 10, "", rows).over_seeds("aupro") == pytest.approx([0.3])
+
+
 def test_what_is_measured_is_measured_once(cookies: Path, tmp_path: Path, monkeypatch, offline, capsys) -> None:
     monkeypatch.setitem(COMPARISONS, "two", TWO)
     one = replace(TWO, lines=(*TWO.lines[:1], Line("softmax", {"assignment": "softmax"})), scores=("whitened",))
