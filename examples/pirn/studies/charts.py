@@ -10,11 +10,12 @@ from typing import Any
 
 from pirn.studies.tables import HEADINGS, Cell, Table
 from protoad.errors import MissingExtraError
+from protoad.viz.style import ANOMALOUS, LINE, REGIONS, new_figure, styled, write_figure
 
 __all__ = ["check_plots", "draw"]
 
 _PANELS = ("image_auroc", "aupro")
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
+_COLOURS = (LINE, ANOMALOUS, *REGIONS)
 _MARKERS = "osD^vPX*"
 _DASHES = ("-", "--", "-.", ":")
 
@@ -35,19 +36,22 @@ def check_plots(*further: str) -> None:
 
 def draw(path: Path, table: Table) -> None:
     """Writes a PNG: image AUROC and AUPRO of every line, and the paper's numbers, hollow."""
-    from matplotlib.figure import Figure
+    write_figure(path, _figure(table))
 
+
+@styled
+def _figure(table: Table) -> Any:
     curves = bool(table.comparison.axis) or len({cell.shots for cell in table.cells}) > 2
     height = 4.0 if curves else 1.6 + 0.28 * len(table.cells)
-    figure = Figure(figsize=(10, height), layout="constrained")
-    for axis, metric in zip(figure.subplots(1, 2, sharey=not curves), _PANELS, strict=True):
+    figure, axes = new_figure(1, 2, size=(9, height), sharey=not curves)
+    for axis, metric in zip(axes[0], _PANELS, strict=True):
         (_curves if curves else _dots)(axis, table, metric)
         axis.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))  # each name once
     if named:
-        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(path, dpi=110)
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4)
+    return figure
 
 
 def _dots(axis: Any, table: Table, metric: str) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 from pirn.studies.efficiency.flops import feed_forward_flops, transformer_block_flops
 from pirn.studies.printed import Printed, printed
+from protoad.viz.style import LINE, REGIONS, new_figure, styled, write_figure
 
 __all__ = ["AS_PRINTED", "OURS", "VIT_B", "write_report"]
 
 OURS, AS_PRINTED, VIT_B = "PIRN", "PIRN (faithful)", "DINOv2 ViT-B/14"
 NOT_MEASURED, NO_WEIGHTS = "not measured", "weights not available"
 _STAGES = ("encoder", "decoder", "score")
-_COLOURS = {"encoder": "#0072B2", "decoder": "#D55E00", "score": "#009E73"}  # Okabe and Ito's
+_COLOURS = dict(zip(_STAGES, (LINE, REGIONS[5], REGIONS[2]), strict=True))
 _HATCHES = {"encoder": "", "decoder": "//", "score": ".."}
 _HEADS = (
     "encoder",
@@ -61,7 +62,7 @@ def write_report(stem: Path, rows: Sequence[Row]) -> None:
     lines += ["", _LEGEND.format(**named)]
     lines += ["", *_of_the_printed(of_kind["cpu"].get((VIT_B, AS_PRINTED))), ""]
     stem.with_suffix(".md").write_text("\n".join(lines), encoding="utf-8")
-    _draw(stem.with_suffix(".png"), list(of_kind["cpu"].values()))
+    write_figure(stem.with_suffix(".png"), _figure(list(of_kind["cpu"].values())))
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -122,14 +123,13 @@ def _of_the_printed(row: Row | None) -> list[str]:
     ]
 
 
-def _draw(path: Path, rows: Sequence[Row]) -> None:
+@styled
+def _figure(rows: Sequence[Row]) -> Any:
     """Operations as dots, the printed ones hollow; the share of each stage in the time as bars."""
-    from matplotlib.figure import Figure
-
     labels = [f"{row['encoder']}, {row['detector']}" for row in rows]
     print_only = [(f"{_as_printed(one)[1]}", one.metrics["gflops"]) for one in printed(4)]
-    figure = Figure(figsize=(10, 1.6 + 0.26 * (len(rows) + len(print_only))), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    size = (9, 1.6 + 0.26 * (len(rows) + len(print_only)))
+    figure, ((left, right),) = new_figure(1, 2, size=size, sharey=True)
     totals = [sum(row[f"{stage} flops"] for stage in _STAGES) / 1e9 for row in rows]
     left.scatter(totals, range(len(rows)), color="black", s=22, label="counted here")
     below = range(len(rows), len(rows) + len(print_only))
@@ -149,5 +149,5 @@ def _draw(path: Path, rows: Sequence[Row]) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.set_axisbelow(True)
-    figure.legend(loc="outside lower center", ncols=5, frameon=False)
-    figure.savefig(path, dpi=110)
+    figure.legend(loc="outside lower center", ncols=5)
+    return figure
