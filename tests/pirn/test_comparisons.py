@@ -152,6 +152,18 @@ def test_what_is_measured_is_measured_once(cookies: Path, tmp_path: Path, monkey
     assert "pieces done" in capsys.readouterr().out
 
 
+def test_each_number_of_shots_is_a_line_of_its_own(cookies: Path, tmp_path: Path, monkeypatch) -> None:
+    lines = (Line("bank", {"detector": "nearest_neighbour"}),)
+    monkeypatch.setitem(COMPARISONS, "bank", replace(TWO, lines=lines, reference="bank", scores=("whitened",)))
+    compare("bank", _request(tmp_path, cookies, shots=(2, None)))
+    rows = list(csv.DictReader((tmp_path / "bank.csv").read_text().splitlines()))
+    assert [row["shots"] for row in rows] == ["2", "all"]
+    assert rows[0]["aupro"] != rows[1]["aupro"]
+    text = (tmp_path / "bank.md").read_text()
+    for row in rows:
+        assert f"| {row['shots']} | bank | {float(row['image_auroc']):.3f} |" in text
+
+
 def test_random_weights_measure_nothing(cookies: Path, tmp_path: Path, monkeypatch) -> None:
     random = Line("random", {"encoder": "timm:vit_tiny_patch16_224,weights=random"})
     monkeypatch.setitem(COMPARISONS, "random", replace(TWO, lines=(TWO.lines[0], random), scores=("whitened",)))
@@ -182,7 +194,7 @@ def test_numbers_of_two_data_sets_never_meet(cookies: Path, tmp_path: Path) -> N
 
 def test_weights_are_found_by_the_name_of_their_model(tmp_path: Path) -> None:
     (tmp_path / "mobilenetv2_100_x.safetensors").touch()
-    (tmp_path / "mobilenetv2_100_x.txt").touch()
+    (tmp_path / "mobilenetv2_100_a.txt").touch()
     request = Request(tmp_path, weights=tmp_path)
     found = request.config({"encoder": "timm:mobilenetv2_100,pad_type=same"}, 0).weights
     assert found == str(tmp_path / "mobilenetv2_100_x.safetensors")

@@ -200,7 +200,6 @@ class _Bench:
         if self._encoded is None or self._encoded[0] != key:
             extractor = build_extractor(config, cache=FeatureCache(self.task.request.cache))
             extractor.to(self.task.request.device).fit(shots)
-            self._trained = None
             self._encoded = (key, extractor, extractor.learnt_from(shots), extractor(tested))
             extractor.cache = FeatureCache(self.task.request.cache)  # the features are here, not twice
         return self._encoded[1:]
