@@ -290,4 +290,4 @@ def test_every_detector_and_encoder_has_a_line() -> None:
 def test_the_study_takes_no_data_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["study", "efficiency", "--quick", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main(argv) == 2
-    assert "leave out --root" in capsys.readouterr().err
+    assert "draws its own parts and chooses its settings; give it --seeds and --quick alone" in capsys.readouterr().err
