@@ -48,8 +48,8 @@ def load(path: str) -> tuple[onnxruntime.InferenceSession, dict]:
     said = session.get_modelmeta().custom_metadata_map
     if said.get("inputs") != "frames":
         raise ValueError(f"{path}: expected a model that takes frames; export it without --prepared")
-    details = {name: json.loads(said[name]) for name in ("plane_distance", "calibrations", "heatmap_range")}
-    return session, {"unit": said["unit"], **details}
+    names = ("unit", "plane_distance", "calibrations", "heatmap_range")
+    return session, {name: json.loads(said[name]) for name in names}
 
 
 def read_rgb(path: str) -> np.ndarray:
@@ -72,7 +72,7 @@ def inspect(session: onnxruntime.InferenceSession, details: dict, rgb: np.ndarra
     """Score and heatmaps of one part, by the names of the model's outputs."""
     if rgb.shape != xyz.shape:
         raise ValueError(f"expected image and point cloud of one size, got {rgb.shape[:2]} and {xyz.shape[:2]}")
-    points = xyz * np.float32(0.001 if details["unit"] == "mm" else 1)
+    points = xyz * np.float32(details["unit"])
     given = {"rgb": rgb, "xyz": points}
     if details["plane_distance"] is not None:
         given["foreground"] = find_foreground(points, details["plane_distance"])

@@ -98,7 +98,8 @@ def cross_calibrate_category(
     members = []
     for left_out, index in enumerate(indices):
         others = [i for i in range(len(shots)) if i != left_out]
-        member = PIRNDetector(pirn.config, category=pirn.category, source=pirn.source).to(pirn.extractor.device)
+        member = PIRNDetector(pirn.config, category=pirn.category, source=pirn.source, unit=pirn.unit)
+        member.to(pirn.extractor.device)
         parts = [shots[i] for i in others]
         copies = random_copies(parts, pirn.config.augment, seed=pirn.config.seed)
         member.fit(parts, [pirn.shots[i] for i in others], copies=copies)

@@ -27,7 +27,7 @@ from pirn.studies import run_study
 from pirn.studies.request import Request
 from pirn.updating import update_category
 from pirn.watching import Watch
-from protoad.data import DEFAULT_SOURCE, PartFiles, PrepareSettings, Source, list_files, list_prepared
+from protoad.data import DEFAULT_SOURCE, PartFiles, PrepareSettings, Source, list_files, list_prepared, metres
 from protoad.distributed import is_first
 from protoad.encoders import FeatureCache
 from protoad.errors import CheckpointError, ConfigError, DataError, ProtoadError
@@ -168,6 +168,7 @@ def detect(arguments: argparse.Namespace) -> None:
 def _inspector(arguments: argparse.Namespace) -> Inspector:
     loaded = Inspector.load(arguments.checkpoint, category=arguments.category, weights=arguments.weights)
     loaded.pirn.source = _source(arguments, loaded.pirn.source)
+    loaded.pirn.unit = metres(dict(arguments.option).get("unit", loaded.pirn.unit))
     return loaded.to(arguments.device)
 
 

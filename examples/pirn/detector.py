@@ -20,7 +20,7 @@ from pirn.config import PIRNConfig
 from pirn.model import PIRN
 from protoad.calibration import Calibration
 from protoad.checkpoint import load_checkpoint, save_checkpoint
-from protoad.data import DEFAULT_SOURCE, Prepared, Source
+from protoad.data import DEFAULT_SOURCE, Prepared, Source, metres
 from protoad.detection import Detector, FeatureExtractor, Features, Reconstructor
 from protoad.distributed import Group, gather
 from protoad.encoders import Encoder, FeatureCache, build_encoder
@@ -156,6 +156,7 @@ class PIRNDetector:
         config: settings.
         category: the product.
         source: how its parts are read.
+        unit: of the point clouds of single parts, in metres: that of the files it was trained on.
         shots: names of the good parts it was trained on.
         extractor: frozen encoders with the statistics of the shots.
         model: what rebuilds the tokens.
@@ -169,9 +170,10 @@ class PIRNDetector:
         *,
         category: str,
         source: Source = DEFAULT_SOURCE,
+        unit: float = 1.0,
         cache: FeatureCache | None = None,
     ) -> None:
-        self.config, self.category, self.source = config, category, source
+        self.config, self.category, self.source, self.unit = config, category, source, unit
         self.shots: list[str] = []
         self.calibrations: dict[str, Calibration] = {}
         self.extractor = build_extractor(config, cache=cache)
@@ -246,6 +248,7 @@ class PIRNDetector:
             "protoad": protoad.__version__,
             "category": self.category,
             "source": self.source._asdict(),
+            "unit": self.unit,
             "config": asdict(self.config),
             "shots": self.shots,
             "encoders": {m: e.fingerprint() for m, e in self.extractor.encoders.items()},
@@ -272,10 +275,12 @@ class PIRNDetector:
         path = Path(folder) / CHECKPOINT_NAME
         tensors, header = load_checkpoint(path)
         config = PIRNConfig.from_dict(_entry(header, "config", path))
+        source = Source.of(**_entry(header, "source", path))
         loaded = cls(
             config if weights is None else replace(config, weights=weights),
             category=_entry(header, "category", path),
-            source=Source.of(**_entry(header, "source", path)),
+            source=source,
+            unit=header.get("unit", metres(dict(source.options).get("unit", "m"))),  # older ones lack the entry
             cache=cache,
         )
         loaded.shots = _entry(header, "shots", path)

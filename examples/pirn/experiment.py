@@ -107,7 +107,8 @@ def train_category(
     if len(chosen) < size(process_group):
         raise ConfigError(f"{len(chosen)} shots for {size(process_group)} processes; start one for each shot at most")
     mine = share(torch.tensor(chosen), process_group).tolist()
-    pirn = PIRNDetector(config, category=category, source=source_of(train_set, source), cache=cache).to(device)
+    source = source_of(train_set, source)
+    pirn = PIRNDetector(config, category=category, source=source, unit=train_set.unit, cache=cache).to(device)
     parts = list(prepared_parts(train_set, mine, config))
     copies = random_copies(parts, config.augment, seed=config.seed, first=chosen.index(mine[0]))
     names = [train_set.names[index] for index in chosen]

@@ -93,7 +93,7 @@ def describe(pirn: PIRNDetector, checkpoint: Path, inputs: Inputs) -> dict[str, 
         "modalities": list(pirn.config.modalities),
         "inputs": inputs,
         "image_size": pirn.config.image_size,
-        "unit": "mm" if ("unit", "mm") in pirn.source.options else "m",
+        "unit": pirn.unit,
         "plane_distance": settings.plane_distance if settings.foreground else None,
         "heatmap_range": {name: pirn.heatmap_range(name) for name in ("fused", *pirn.config.modalities)},
         "calibrations": {

@@ -37,8 +37,7 @@ def read_and_inspect(inspector: Inspector, name: str, part: PartSource) -> Inspe
     """
     if isinstance(part, Sample):
         return replace(inspector.inspect_sample(part), name=name)
-    unit = "mm" if ("unit", "mm") in inspector.pirn.source.options else "m"
-    return inspector(*read_part(part, unit=unit), name=name)
+    return inspector(*read_part(part, unit=inspector.pirn.unit), name=name)
 
 
 def inspect_parts(

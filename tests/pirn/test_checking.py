@@ -11,8 +11,9 @@ import miniatures
 import numpy as np
 import pytest
 from pirn.cli import main
+from pirn.detector import PIRNDetector
 
-from protoad.checkpoint import load_checkpoint
+from protoad.checkpoint import load_checkpoint, save_checkpoint
 from protoad.data import read_xyz, write_dataset, write_xyz
 from protoad.report import read_jsonl
 
@@ -147,6 +148,46 @@ def test_the_unit_goes_along_with_the_checkpoint(parts: Path, tmp_path: Path) ->
     good = root / "tile" / "test" / "good"
     single = ["--rgb", str(good / "rgb" / "000.png"), "--xyz", str(good / "xyz" / "000.tiff")]
     assert main(["detect", "--checkpoint", str(tmp_path / "a"), *single, "--out", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.filterwarnings("default::protoad.data.DataWarning")
+def test_the_unit_that_a_folder_declares_reaches_single_parts(parts: Path, tmp_path: Path, capsys) -> None:
+    root = Path(shutil.copytree(parts, tmp_path / "mm"))
+    for path in root.rglob("*.tiff"):
+        write_xyz(path, 1000 * read_xyz(path))
+    tables = {"train": "train/good", "test": "test/good"}
+    declared = [f'[{name}]\nrgb = "{at}/rgb/*.png"\nxyz = "{at}/xyz/*.tiff"' for name, at in tables.items()]
+    good = root / "tile" / "test" / "good"
+    (root / "tile" / "protoad.toml").write_text("\n".join(['unit = "mm"', *declared]), encoding="utf-8")
+    assert (
+        main(["prepare", "--dataset", "folder", "--root", str(root), "--out", str(tmp_path / "c"), "--size", "96"]) == 0
+    )
+    single = [
+        word for kind, end in (("rgb", "png"), ("xyz", "tiff")) for word in (f"--{kind}", f"{good / kind}/000.{end}")
+    ]
+    scores = {}
+    for name, where in {
+        "a": ["--dataset", "folder", "--root", str(root)],
+        "b": ["--root", str(tmp_path / "c")],
+    }.items():
+        out = tmp_path / name
+        assert main(["train", *where, "--category", "tile", "--out", str(out), *FAST]) == 0
+        for way, asked in {"single": single, "declared": ["--dataset", "folder", "--root", str(root)]}.items():
+            assert main(["detect", "--checkpoint", str(out), *asked, "--out", str(out / way)]) == 0
+            scores[name, way] = read_jsonl(out / way / "scores.jsonl")[0]["score"]
+    assert len(set(scores.values())) == 1
+    assert main(["detect", "--checkpoint", str(out), *single, "--option", "unit=m", "--out", str(out / "m")]) == 0
+    assert "if that is millimetres" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("options", "expected"), [([], 1.0), ([["unit", "mm"]], 0.001)])
+def test_a_detector_of_before_units_were_kept(parts: Path, tmp_path: Path, options: list, expected: float) -> None:
+    assert main(["train", "--root", str(parts), "--category", "tile", "--out", str(tmp_path), *FAST]) == 0
+    path = tmp_path / "tile" / "checkpoint.safetensors"
+    tensors, header = load_checkpoint(path)
+    assert header.pop("unit") == 1
+    save_checkpoint(path, tensors, {**header, "source": {"dataset": "mvtec3d", "options": options}})
+    assert PIRNDetector.load(path.parent).unit == expected
 
 
 @pytest.mark.filterwarnings("default::protoad.data.DataWarning")

@@ -152,7 +152,7 @@ def test_the_file_says_all_that_is_needed_to_judge_a_part(exported: Path, traine
     pirn = PIRNDetector.load(trained / "cookie")
     session = runtime.InferenceSession(exported.read_bytes(), providers=["CPUExecutionProvider"])
     said = session.get_modelmeta().custom_metadata_map
-    assert (said["category"], said["inputs"], said["unit"], said["image_size"]) == ("cookie", "frames", "m", "96")
+    assert (said["category"], said["inputs"], said["unit"], said["image_size"]) == ("cookie", "frames", "1.0", "96")
     calibrations, known = json.loads(said["calibrations"]), pirn.calibrations["+".join(pirn.config.modalities)]
     assert calibrations.keys() == ({"0.0"} if "normals" in pirn.config.modalities else {"0.0", "1.0"})
     calibration = calibrations["0.0"]

@@ -6,7 +6,7 @@ from protoad.data.augment import augment, random_copies
 from protoad.data.camera import Intrinsics, xyz_from_depth
 from protoad.data.check import Findings, Problem, SplitFindings, check_dataset
 from protoad.data.clouds import read_cloud
-from protoad.data.dataset import Dataset, DataWarning, MissingSplitError, Part
+from protoad.data.dataset import Dataset, DataWarning, MissingSplitError, Part, metres
 from protoad.data.eyecandies import Eyecandies
 from protoad.data.fewshot import select_shots
 from protoad.data.files import (
@@ -89,6 +89,7 @@ __all__ = [
     "list_prepared",
     "load_sample",
     "lose_depth",
+    "metres",
     "normals_from_xyz",
     "open_dataset",
     "plane_distance",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import unicodedata
@@ -90,6 +91,7 @@ class Dataset(Sequence[Sample]):
     Attributes:
         parts: of the split, sorted.
         labelled: whether `labels` mean something.
+        unit: of its point clouds and depth images, in metres.
         notes: what is worth knowing and not wrong.
 
     Raises:
@@ -108,6 +110,7 @@ class Dataset(Sequence[Sample]):
         self, root: PathLike, category: str, split: str, *, report: Report = refuse, **options: object
     ) -> None:
         self.options = self._checked(options)
+        self.unit = metres(self.options["unit"]) if "unit" in self.choices else 1.0
         self.root, self.split = Path(root), split
         self.labelled, self.notes, self._warned = True, list[str](), False
         if split not in self.splits:
@@ -249,15 +252,24 @@ def suspect_millimetres(xyz: np.ndarray) -> str | None:
     return f"its points lie {np.median(distance):.4g} from the camera; if that is millimetres, give the option unit=mm"
 
 
-def metres(unit: str) -> np.float32:
-    """How many metres a unit is.
+def metres(unit: str | float) -> float:
+    """How many metres a unit is: "m", "mm", or their number itself.
 
     Raises:
-        ConfigError: for another unit than "m" and "mm".
+        ConfigError: for anything else.
     """
-    if unit not in ("m", "mm"):
-        raise ConfigError(f"unit: expected m or mm, got {unit!r}")
-    return np.float32(1 if unit == "m" else 0.001)
+    value = {"m": 1.0, "mm": 0.001}[unit] if unit in ("m", "mm") else to_number(unit)
+    if not 0 < value < math.inf:
+        raise ConfigError(f'unit is {unit!r}, expected "m", "mm", or how many metres it is')
+    return value
+
+
+def to_number(value: Any) -> float:
+    """A number, or one as text; NaN for anything else."""
+    try:
+        return math.nan if isinstance(value, bool) or value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def check_good(part: Part, mask: np.ndarray) -> None:

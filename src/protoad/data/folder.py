@@ -17,11 +17,23 @@ import numpy as np
 from protoad.data._decode import check_file
 from protoad.data.camera import Intrinsics, xyz_from_depth
 from protoad.data.clouds import lay_on_grid, read_cloud
-from protoad.data.dataset import Dataset, MissingSplitError, Part, Report, add_file, check_good, folders, listed, match
+from protoad.data.dataset import (
+    Dataset,
+    MissingSplitError,
+    Part,
+    Report,
+    add_file,
+    check_good,
+    folders,
+    listed,
+    match,
+    metres,
+    to_number,
+)
 from protoad.data.files import PathLike, read_depth, read_mask, read_normals, read_rgb, read_xyz
 from protoad.data.grid import face_camera, share_grid
 from protoad.data.sample import Sample
-from protoad.errors import DataError
+from protoad.errors import ConfigError, DataError
 
 __all__ = ["CONFIG_NAME", "TEMPLATE", "Folder"]
 
@@ -93,7 +105,7 @@ class Folder(Dataset):
         self._base = self.root if _is_declared(self.root, self.options) else self.root / self.category
         self._config, place = _load_config(self._base, self.options)
         tables = _tables(self._config, place, self.split)
-        self._metres = np.float32(_unit(self._config.get("unit", "m"), place))
+        self.unit = _unit(self._config.get("unit", "m"), place)
         self._shared = {"config": place} if os.path.isfile(place) else {}
         if any("depth" in table for table in tables.values()):
             self._read_camera(place)
@@ -140,9 +152,9 @@ class Folder(Dataset):
                 told, height, width = self._camera_size, *depth.shape
                 raise DataError(f"{path}: is {width} x {height} pixels, but its camera has {told[1]} x {told[0]}")
             with np.errstate(over="ignore", invalid="ignore"):
-                return xyz_from_depth(depth * self._metres, self._camera)
+                return xyz_from_depth(depth * self.unit, self._camera)
         if kind == "xyz":
-            return (read_cloud(path) if path.suffix.lower() in _CLOUDS else read_xyz(path)) * self._metres
+            return (read_cloud(path) if path.suffix.lower() in _CLOUDS else read_xyz(path)) * self.unit
         readers = {"mask": read_mask, "normals": read_normals}
         return readers[kind](path) if kind in readers else None  # the rest was read with the list
 
@@ -269,30 +281,22 @@ def _stars(folder: Path, pattern: str) -> Iterator[tuple[str, str]]:
 
 
 def _unit(unit: Any, place: Path) -> float:
-    known = {"m": 1.0, "mm": 0.001}
-    value = known[unit] if isinstance(unit, str) and unit in known else _number(unit)
-    if not 0 < value < math.inf:
-        raise DataError(f'{place}: unit is {unit!r}, expected "m", "mm", or how many metres it is')
-    return value
+    try:
+        return metres(unit)
+    except ConfigError as error:
+        raise DataError(f"{place}: {error}") from None
 
 
 def _intrinsics(camera: Any, place: Path) -> tuple[Intrinsics, tuple[int, int] | None]:
     """A camera's numbers, and the size (y, x) of its frames where told; some files put a _ before the names."""
     told = {str(name).lstrip("_").lower(): value for name, value in camera.items()} if isinstance(camera, dict) else {}
-    numbers = [_number(told.get(name)) for name in _CAMERA]
+    numbers = [to_number(told.get(name)) for name in _CAMERA]
     if not all(map(math.isfinite, numbers)) or min(numbers[:2]) <= 0:
         raise DataError(
             f"{place}: depth images need a camera with {', '.join(_CAMERA)} in pixels, or the path of a JSON file"
         )
-    size = (_number(told.get("height")), _number(told.get("width")))
+    size = (to_number(told.get("height")), to_number(told.get("width")))
     return Intrinsics(*numbers), (int(size[0]), int(size[1])) if all(map(math.isfinite, size)) else None
-
-
-def _number(value: Any) -> float:
-    try:
-        return math.nan if isinstance(value, bool) or value is None else float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class MVTec3D(Dataset):
         check_good(part, mask)
         return Sample(
             rgb=arrays["rgb"],
-            xyz=arrays["xyz"] * metres(self.options["unit"]),
+            xyz=arrays["xyz"] * self.unit,
             mask=mask,
             label=self._label(part),
             defect=part.defect,
@@ -107,14 +107,15 @@ class ADAM3D(MVTec3D):
 
 
 def load_sample(
-    rgb_path: PathLike, xyz_path: PathLike, mask_path: PathLike | None = None, *, unit: str = "m"
+    rgb_path: PathLike, xyz_path: PathLike, mask_path: PathLike | None = None, *, unit: str | float = "m"
 ) -> Sample:
     """One part from its files, outside any data set.
 
     Without a mask the part counts as good; with one, as defective if the mask isn't empty. `unit` is that of
-    the point cloud, "m" or "mm".
+    the point cloud: "m", "mm", or how many metres.
 
     Raises:
+        ConfigError: for another unit.
         DataError: if a file is missing or damaged, or the sizes differ.
     """
     files = {"rgb": rgb_path, "xyz": xyz_path, "mask": mask_path}
@@ -156,14 +157,15 @@ def list_files(folder: PathLike, report: Report = refuse) -> dict[str, PartFiles
     return {name: PartFiles(**{kind: files.get(name) for kind, files in found.items()}) for name in names}
 
 
-def read_part(files: PartFiles, *, unit: str = "m") -> tuple[np.ndarray | None, np.ndarray | None]:
+def read_part(files: PartFiles, *, unit: str | float = "m") -> tuple[np.ndarray | None, np.ndarray | None]:
     """Gives (rgb, xyz) of a part, either of them None if there is no such file; a cloud without a point is none either.
 
     Args:
         files: of the part.
-        unit: of the point cloud, "m" or "mm"; what is given is in metres.
+        unit: of the point cloud: "m", "mm", or how many metres; what is given is in metres.
 
     Raises:
+        ConfigError: for another unit.
         DataError: if there is nothing to read, a file is damaged, or the sizes differ.
     """
     rgb = None if files.rgb is None else read_rgb(files.rgb)

@@ -101,7 +101,12 @@ def prepare_dataset(
     root, out = Path(root), Path(out)
     for category, wanted in settings.items():
         check_manifest(out / category, source, wanted)
-    tasks = {category: _list_tasks(source, root, category, out, wanted) for category, wanted in settings.items()}
+    tasks: dict[str, list[_Task]] = {}
+    made: dict[str, Manifest] = {}
+    for category, wanted in settings.items():
+        tasks[category] = _list_tasks(source, root, category, out, wanted)
+        unit = next(iter(_open(source, root, category).values())).unit
+        made[category] = Manifest(source, unit, wanted, {})
     total = sum(map(len, tasks.values()))
     outcomes: list[Outcome] = []
     with _workers(jobs, total) as run:
@@ -109,13 +114,13 @@ def prepare_dataset(
         for category, group in tasks.items():
             # before the first part: whoever comes next knows the settings, even if this run is cut short
             if not (out / category / MANIFEST).is_file():
-                write_manifest(out / category, Manifest(source, settings[category], {}))
+                write_manifest(out / category, made[category])
             done = []
             for _ in group:
                 done.append(_next(results))
                 if on_part is not None:
                     on_part(done[-1], total)
-            write_manifest(out / category, Manifest(source, settings[category], _by_split(done)))
+            write_manifest(out / category, made[category]._replace(splits=_by_split(done)))
             outcomes += done
     return outcomes
 

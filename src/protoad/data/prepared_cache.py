@@ -17,11 +17,11 @@ import torch
 
 import protoad
 from protoad._atomic import write_atomically
-from protoad.data.dataset import MissingSplitError
+from protoad.data.dataset import MissingSplitError, metres
 from protoad.data.files import PathLike
 from protoad.data.prepare import Prepared, PrepareSettings
 from protoad.data.registry import Source
-from protoad.errors import DataError
+from protoad.errors import ConfigError, DataError
 
 __all__ = [
     "MANIFEST",
@@ -62,12 +62,14 @@ class Manifest(NamedTuple):
 
     Attributes:
         source: data set it was read from, and options.
+        unit: of the points in its files, in metres.
         settings: of `prepare`.
         splits: split -> a dict per part with name, defect, label, key, foreground, reason and error; none yet if
             the first run was cut short.
     """
 
     source: Source
+    unit: float
     settings: PrepareSettings
     splits: dict[str, list[dict[str, Any]]]
 
@@ -92,7 +94,7 @@ class PreparedSet(Sequence[Prepared]):
         manifest = read_manifest(self._folder)
         if manifest is None:
             raise DataError(f"{self._folder / MANIFEST}: no such file; {_AGAIN}")
-        self.settings, self.source = manifest.settings, manifest.source
+        self.settings, self.source, self.unit = manifest.settings, manifest.source, manifest.unit
         if settings is not None:
             spare = self.settings.points and not settings.points  # points that nobody asks for do no harm
             _check_settings(self._folder, replace(self.settings, points=False) if spare else self.settings, settings)
@@ -208,12 +210,14 @@ def read_manifest(folder: Path) -> Manifest | None:
         content = json.loads(path.read_text())
         recipe = content["recipe"]
         if recipe == RECIPE:
+            options = content["options"]
             return Manifest(
-                Source.of(content["dataset"], content["options"].items()),
+                Source.of(content["dataset"], options.items()),
+                metres(content.get("unit", options.get("unit", "m"))),  # older ones say it in the options, if at all
                 PrepareSettings(**content["settings"]),
                 content["splits"],
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise DataError(f"{path}: not a readable manifest ({type(error).__name__}); delete it, and {_AGAIN}") from error
     raise DataError(f"{path}: made by another version of protoad (recipe {recipe}, now {RECIPE}); {_ELSEWHERE}")
 
@@ -225,6 +229,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "versions": {"protoad": protoad.__version__, "numpy": np.__version__, "torch": torch.__version__},
         "dataset": manifest.source.dataset,
         "options": dict(manifest.source.options),
+        "unit": manifest.unit,
         "settings": settings_entry(manifest.settings),
         "splits": manifest.splits,
     }

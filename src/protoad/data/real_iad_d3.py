@@ -34,7 +34,6 @@ from protoad.data.dataset import (
     folders,
     listed,
     match,
-    metres,
     refuse,
 )
 from protoad.data.files import PathLike, read_normals
@@ -162,7 +161,7 @@ class RealIADD3(Dataset):
         mask = arrays.get("mask", np.zeros(arrays["rgb"].shape[:2], dtype=bool))
         check_good(part, mask)
         frames = share_grid({**arrays, "mask": mask}, part.files)
-        xyz = frames["xyz"] * metres(self.options["unit"])
+        xyz = frames["xyz"] * self.unit
         return Sample(
             rgb=frames["rgb"],
             xyz=xyz,
