@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from protoad.viz.style import INK, LINE, REGIONS, new_figure, styled, write_figure
+
 __all__ = ["write_report"]
 
 Row = Mapping[str, Any]
@@ -47,8 +49,7 @@ _PANELS = {
     "cosine pixel AUROC": "pixel AUROC, score 1 - cos",
     "cosine recall": "recall of the anomaly, score 1 - cos",
 }
-# Okabe and Ito's colours, each with a dash of its own for print in grey
-_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73")
+_COLOURS = (INK, LINE, REGIONS[5], REGIONS[2])  # of a training; its variants differ in dash and marker as well
 _DASHES = {"": "-", "guard": "--", "twin": ":"}
 _MARKERS = {"": "o", "guard": "s", "twin": "^"}
 
@@ -74,7 +75,7 @@ def write_report(stem: Path, rows: Sequence[Row]) -> None:
         lines.append("")
     lines += _differences(rows, settings, fractions)
     stem.with_suffix(".md").write_text("\n".join(lines), encoding="utf-8")
-    _draw(stem.with_suffix(".png"), rows, settings, fractions)
+    write_figure(stem.with_suffix(".png"), _figure(rows, settings, fractions))
 
 
 def _differences(rows: Sequence[Row], settings: Sequence[str], fractions: Sequence[float]) -> list[str]:
@@ -113,12 +114,10 @@ def _cell(mean: float, deviation: float) -> str:
     return "" if math.isnan(mean) else f"{mean:.3f} ± {deviation:.3f}"
 
 
-def _draw(path: Path, rows: Sequence[Row], settings: Sequence[str], fractions: Sequence[float]) -> None:
-    from matplotlib.figure import Figure
-
+@styled
+def _figure(rows: Sequence[Row], settings: Sequence[str], fractions: Sequence[float]) -> Any:
     families = list(dict.fromkeys(_split(setting)[0] for setting in settings))
-    figure = Figure(figsize=(10, 7.5), layout="constrained")
-    axes = figure.subplots(2, 2)
+    figure, axes = new_figure(2, 2, size=(9, 7))
     for axis, (column, title) in zip(axes.flat, _PANELS.items(), strict=True):
         for setting in settings:
             family, variant = _split(setting)
@@ -140,8 +139,8 @@ def _draw(path: Path, rows: Sequence[Row], settings: Sequence[str], fractions: S
         axis.set(title=title, xlabel="anomalous share of the part, %")
         axis.grid(alpha=0.3)
     handles, labels = axes.flat[2].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-    figure.savefig(path, dpi=110)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    return figure
 
 
 def _split(setting: str) -> tuple[str, str]:
