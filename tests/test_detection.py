@@ -9,7 +9,7 @@ import torch
 from protoad_detectors import GaussianReconstructor, NearestNeighbourReconstructor
 
 from protoad import DataError
-from protoad.data import Prepared, without_depth
+from protoad.data import Prepared, lose_depth, prepare, render_part, without_depth
 from protoad.detection import Detector, FeatureExtractor, Features, Reconstructor
 from protoad.encoders import FilterBankEncoder
 from protoad.scoring import ResidualScore, TokenScore
@@ -230,6 +230,18 @@ def test_as_many_holes_as_the_shots_had_are_nothing_to_mind() -> None:
     assert features.guessed is None
     assert features.lost is not None
     assert features.lost.tolist() == [0.0]
+
+
+def test_shots_with_holes_are_not_short_of_depth_themselves() -> None:
+    samples = [lose_depth(render_part("gland", seed=seed, size=128), 0.3, "blobs", seed=seed) for seed in range(4)]
+    shots = [prepare(sample, 128) for sample in samples]
+    encoders = {m: FilterBankEncoder() for m in ("rgb", "normals")}
+    extractor = FeatureExtractor(encoders, image_size=128).fit(shots)
+    assert extractor.usual_loss > 0.05
+    features = extractor(shots)
+    assert features.lost is not None
+    assert features.lost.tolist() == [0.0] * 4
+    assert features.guessed is None
 
 
 def test_copies_do_not_say_what_is_usual() -> None:

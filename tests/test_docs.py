@@ -14,6 +14,7 @@ import ast
 import importlib
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,7 +261,7 @@ _QUICKLY = {
     "prepare": ["--size", "64", "--jobs", "1"],
     "check": ["--jobs", "1"],
     "watch": ["--until-idle", "0.3", "--interval", "0.05"],
-    "update": ["--more-epochs", "1", "--force"],
+    "update": ["--more-epochs", "1"],
 }
 
 
@@ -272,6 +273,9 @@ def test_your_parts_from_photographs_to_decisions(
     expected = ["check", "prepare", "train", "evaluate", "calibrate", "detect", "watch", "update"]
     assert [command[0] for command in commands] == expected
     for command in commands:
+        if command[0] == "update":  # the part that has come since
+            for arrived in (bracket / "parts" / "bracket" / "good").glob("029_*"):
+                shutil.copy(arrived, arrived.with_name(arrived.name.replace("029", "030")))
         assert main([*command, *_QUICKLY.get(command[0], [])]) == 0, capsys.readouterr().err
     said, complaints = capsys.readouterr()
     assert "millimetres" not in complaints

@@ -27,7 +27,16 @@ from pirn.studies import run_study
 from pirn.studies.request import Request
 from pirn.updating import update_category
 from pirn.watching import Watch
-from protoad.data import DEFAULT_SOURCE, PartFiles, PrepareSettings, Source, list_files, list_prepared, metres
+from protoad.data import (
+    DEFAULT_SOURCE,
+    PartFiles,
+    PreparedSet,
+    PrepareSettings,
+    Source,
+    list_files,
+    list_prepared,
+    metres,
+)
 from protoad.distributed import is_first
 from protoad.encoders import FeatureCache
 from protoad.errors import CheckpointError, ConfigError, DataError, ProtoadError
@@ -218,13 +227,16 @@ def study(arguments: argparse.Namespace) -> None:
     if arguments.root is None and (arguments.dataset is not None or arguments.option):
         raise ConfigError("dataset, option: give its --root as well; without, synthetic parts are made")
     base = PIRNConfig(encoder=arguments.encoder)
+    source = Source.of(arguments.dataset or DEFAULT_SOURCE.dataset, arguments.option)
+    if arguments.root is not None and (prepared := list_prepared(arguments.root)):
+        source = PreparedSet(arguments.root, prepared[0], "train").source
     request = Request(
         arguments.out,
-        seeds=tuple(arguments.seeds),
+        seeds=tuple(dict.fromkeys(arguments.seeds)),
         quick=arguments.quick,
         shots=tuple(dict.fromkeys(arguments.shots)),
         root=arguments.root,
-        source=Source.of(arguments.dataset or DEFAULT_SOURCE.dataset, arguments.option),
+        source=source,
         categories=tuple(dict.fromkeys(arguments.category)),
         base=base.faithful() if arguments.faithful else base,
         weights=arguments.weights,

@@ -24,7 +24,7 @@ class PIRNConfig:
     """Settings of PIRN. Each field's help text says what it is; docs/choices.md says why it is the default."""
 
     detector: Literal[
-        "pirn", "nearest_neighbour", "gaussian", "patchcore", "m3dm", "cfm", "inp_former", "ast", "padim"
+        "pirn", "nearest_neighbour", "gaussian", "patchcore", "btf", "m3dm", "cfm", "inp_former", "ast", "padim"
     ] = _option("pirn", "what rebuilds the tokens: PIRN, or a rival, which has settings of its own")
     encoder: str = _option("filter_bank", "filter_bank, or timm:MODEL[,key=value...]")
     encoder_normals: str | None = _option(

@@ -34,7 +34,7 @@ DETAILS = "protoad.json"
 """What the description is called inside a .pt2 file."""
 
 _PACKAGES = {".onnx": ("onnx", "onnxscript"), ".pt2": ()}
-_WITH_BANKS = ("nearest_neighbour", "patchcore", "m3dm")  # searched part by part, for the memory it takes
+_WITH_BANKS = ("nearest_neighbour", "patchcore", "btf", "m3dm")  # searched part by part, for the memory it takes
 _BATCH, _FRAME = 2, (48, 40)  # of the inputs to trace with: sizes of 0 and 1 would be taken for constants
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from protoad_detectors import M3DMReconstructor, NearestNeighbourReconstructor, PatchCoreReconstructor
+from protoad_detectors import BTFReconstructor, M3DMReconstructor, NearestNeighbourReconstructor, PatchCoreReconstructor
 from protoad_detectors.m3dm import contrastive_loss, one_class_weights
 from protoad_detectors.patchcore import nearest_weights
 
@@ -84,6 +84,22 @@ def test_patchcore_scores_the_weighted_distance() -> None:
     reconstructor.neighbours = 1
     plain = reconstructor.own_score()(query, rebuilt)["rgb"]
     torch.testing.assert_close(plain, (query["rgb"] - rebuilt["rgb"]).norm(dim=-1))
+
+
+def test_btf_matches_colour_and_shape_together() -> None:
+    shots, mask = _shots(), torch.ones(1, 9, dtype=torch.bool)
+    btf = BTFReconstructor({"rgb": 6, "normals": 6}, fraction=1).fit(shots)
+    query = {"rgb": torch.randn(1, 9, 6), "normals": torch.randn(1, 9, 6)}
+    bank = torch.cat([t[shots.mask] for t in shots.tokens.values()], dim=-1)
+    joined = torch.cat([query["rgb"], query["normals"]], dim=-1)[0]
+    distance, nearest = torch.cdist(joined, bank).min(1)
+    rebuilt = btf(query, mask)
+    torch.testing.assert_close(torch.cat([rebuilt["rgb"], rebuilt["normals"]], dim=-1)[0], bank[nearest])
+    scores = btf.own_score()(query, rebuilt)
+    torch.testing.assert_close(scores["fused"][0], distance * nearest_weights(joined, bank[nearest], bank, 3))
+    torch.testing.assert_close(scores["rgb"], (query["rgb"] - rebuilt["rgb"]).norm(dim=-1))
+    mixed = {"rgb": shots.tokens["rgb"][:1], "normals": shots.tokens["normals"][:1].roll(1, dims=1)}  # each known
+    assert (btf.own_score()(mixed, btf(mixed, mask))["fused"] > 0.1).all()
 
 
 @pytest.mark.parametrize(("n", "nu"), [(80, 0.5), (81, 0.5), (60, 0.1)])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pirn.cli import main
 from pirn.config import PIRNConfig
@@ -19,7 +21,9 @@ from pirn.studies.comparisons import COMPARISONS, Comparison, Line
 from pirn.studies.printed import Printed, printed
 from pirn.studies.request import Piece, Request, settings_of
 from pirn.studies.tables import Cell, Table, markdown
+from safetensors.torch import save_file
 
+from protoad.encoders.timm_weights import _import_timm
 from protoad.errors import ConfigError, DataError, EncoderError
 
 SMALL = PIRNConfig(image_size=64, epochs=1, num_prototypes=4)
@@ -181,14 +185,64 @@ def test_a_line_that_fails_does_not_stop_the_others(cookies: Path, tmp_path: Pat
         compare("two", _request(tmp_path, cookies))
     (kept,) = csv.DictReader((tmp_path / "measured" / "cookie-3-0.csv").read_text().splitlines())
     assert kept["settings"] == settings_of(SMALL)
+    text = (tmp_path / "two.md").read_text()  # written all the same, and says what lacks
+    assert "| too many | not measured |" in text
+    assert "\nnot measured: num_prototypes: expected at most" in text
 
 
-def test_numbers_of_two_data_sets_never_meet(cookies: Path, tmp_path: Path) -> None:
+def test_a_category_may_be_called_by_a_number(cookies: Path, tmp_path: Path, monkeypatch) -> None:
+    root = tmp_path / "root"
+    for name in ("007", "1e5"):
+        shutil.copytree(cookies / "cookie", root / name)
+    lines = (Line("bank", {"detector": "nearest_neighbour"}),)
+    one = replace(TWO, lines=lines, reference="bank", scores=("whitened",))
+    monkeypatch.setitem(COMPARISONS, "one", one)
+    monkeypatch.setitem(COMPARISONS, "two", replace(one, by_category=True))
+    for name in ("one", "two"):
+        compare(name, _request(tmp_path / "out", root))
+    assert ": 007, 1e5; 3 shots;" in (tmp_path / "out" / "one.md").read_text()
+    assert "|  | 007 | 1e5 | mean |" in (tmp_path / "out" / "two.md").read_text()
+
+
+def test_other_weights_are_measured_anew(cookies: Path, tmp_path: Path, monkeypatch) -> None:
+    spec = "timm:resnet10t,levels=1"
+    lines = (Line("bank", {"encoder": spec, "detector": "nearest_neighbour"}),)
+    monkeypatch.setitem(COMPARISONS, "one", replace(TWO, lines=lines, reference="bank", scores=("cosine",)))
+    found = []
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        weights = tmp_path / str(seed)
+        weights.mkdir(exist_ok=True)
+        save_file(_import_timm().create_model("resnet10t").state_dict(), weights / "resnet10t.safetensors")
+        compare("one", _request(tmp_path / "out", cookies, weights=weights))
+        (row,) = csv.DictReader((tmp_path / "out" / "one.csv").read_text().splitlines())
+        found.append((row["weights"], row["pixel_auroc"]))
+    assert found[0] == found[2] != found[1]
+    assert found[0][1] != found[1][1]
+    assert len((tmp_path / "out" / "measured" / "cookie-3-0.csv").read_text().splitlines()) == 3
+
+
+def test_a_cache_says_itself_what_it_is_of(cookies: Path, tmp_path: Path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setitem(STUDIES, "components", asked.append)
+    cache = str(tmp_path / "cache")
+    where = ["--dataset", "3d-adam", "--root", str(cookies)]
+    assert main(["prepare", *where, "--out", cache, "--size", "64", "--jobs", "1"]) == 0
+    assert main(["study", "components", "--root", cache, "--out", str(tmp_path / "out"), "--seeds", "2", "2"]) == 0
+    assert asked[0].source.dataset == "3d-adam"
+    assert asked[0].seeds == (2,)
+
+
+def test_numbers_of_two_data_sets_never_meet(cookies: Path, tmp_path: Path, monkeypatch) -> None:
     """Synthetic parts and a data set may both have a category called cookie."""
     assert _request(tmp_path, cookies).claim() == _request(tmp_path, cookies).claim()
     for other in (Request(tmp_path), replace(_request(tmp_path, cookies), root=cookies.parent)):
         with pytest.raises(DataError, match=r"holds measurements of mvtec3d in .*; choose another --out"):
             other.claim()
+    monkeypatch.setattr("pirn.studies.request.PIRNConfig", lambda: PIRNConfig(epochs=11))
+    with pytest.raises(DataError, match=r"with defaults .*, not mvtec3d in .*; choose another --out"):
+        _request(tmp_path, cookies).claim()  # nor those of two defaults: rows say what they change of them
+    monkeypatch.undo()
     assert Request(tmp_path, quick=True).claim() != _request(tmp_path, cookies).claim()  # fewer parts, apart
 
 
@@ -274,6 +328,8 @@ def test_the_command(tmp_path: Path, capsys, monkeypatch, cookies: Path) -> None
     for ignored in (["--shots", "5"], ["--faithful"], ["--category", "tile"], ["--encoder", "timm:resnet18"]):
         assert main(["study", "missing", "--out", str(tmp_path), *ignored]) == 2
         assert "draws its own parts" in capsys.readouterr().err
+    assert main(["study", "missing", "--out", str(tmp_path), "--jobs", "2"]) == 2
+    assert "jobs: study missing works in one process" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["study", "components", "--out", str(tmp_path), "--shots", "few"])
 

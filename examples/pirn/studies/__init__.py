@@ -44,6 +44,8 @@ def run_study(name: str, request: Request) -> None:
         ProtoadError: of the study; of several, the first that failed.
     """
     if name != "all":
+        if name not in COMPARISONS and request.jobs is not None:
+            raise ConfigError(f"jobs: study {name} works in one process; leave it out")
         STUDIES[name](request)
         return
     with contextlib.suppress(ProtoadError):  # the study that needs what failed will say so

@@ -8,7 +8,7 @@ from typing import Any
 
 from pirn.studies.charts import check_plots, draw
 from pirn.studies.comparisons import COMPARISONS, Comparison
-from pirn.studies.measuring import Measured, measure
+from pirn.studies.measuring import NOT_AVAILABLE, NOT_MEASURED, Measured, measure
 from pirn.studies.printed import Printed, printed
 from pirn.studies.request import Piece, Request, settings_of
 from pirn.studies.tables import Cell, Table, markdown
@@ -36,12 +36,17 @@ def compare(name: str, request: Request) -> None:
     """
     check_plots()
     asked, comparison = request.reduced(), COMPARISONS[name]
-    table = _table(asked, comparison, measure(asked, _wanted(asked, [comparison])))
+    measured = measure(asked, _wanted(asked, [comparison]))
+    if measured.failed and not measured.rows:
+        raise next(iter(measured.failed.values()))
+    table = _table(asked, comparison, measured)
     stem = f"{name}-quick" if request.quick else name
     write_csv(request.out / f"{stem}.csv", [{"line": c.line.label, **row} for c in table.cells for row in c.rows])
     (request.out / f"{stem}.md").write_text(markdown(name, table), encoding="utf-8")
     draw(request.out / f"{stem}.png", table)
     print(f"table: {request.out / stem}.md   figure: {request.out / stem}.png   rows: {request.out / stem}.csv")
+    if measured.failed:  # the rest is written
+        raise next(iter(measured.failed.values()))
 
 
 def measure_all(names: Sequence[str], request: Request) -> None:
@@ -67,7 +72,9 @@ def _table(request: Request, comparison: Comparison, measured: Measured) -> Tabl
             for line in comparison.lines:
                 settings = settings_of(replace(request.base, **comparison.settings(line, score)))
                 rows = [row for row in measured.rows if (row["settings"], row["shots"]) == (settings, shots)]
-                cells.append(Cell(line, shots, score, rows, measured.missing.get(settings, "")))
+                reasons = [f"{NOT_AVAILABLE}: {measured.missing[settings]}"] if settings in measured.missing else []
+                reasons += [f"{NOT_MEASURED}: {measured.failed[settings]}"] if settings in measured.failed else []
+                cells.append(Cell(line, shots, score, rows, "".join(reasons)))
     if not any(cell.rows for cell in cells) and measured.missing:
         raise EncoderError(next(iter(measured.missing.values())))
     dataset = _PRINTED_OF.get(request.source.dataset if request.root else "", "MVTec 3D-AD")
@@ -85,4 +92,4 @@ def _printed(comparison: Comparison, dataset: str) -> list[Printed]:
     if comparison.table is None:
         return []
     found = [p for p in printed(comparison.table) if p.category == "mean"]
-    return [p for p in found if p.dataset == dataset] or found
+    return [p for p in found if p.dataset == dataset] or [p for p in found if p.dataset == "MVTec 3D-AD"]

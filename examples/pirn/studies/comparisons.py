@@ -85,7 +85,7 @@ def _scored(label: str, detector: str, score: str, printed: str = "") -> Line:
 _EQUAL_TERMS = (
     *(_scored(label, detector, "whitened") for label, detector, *_ in _DETECTORS),
     *(_scored(label, detector, own, printed) for label, detector, own, printed in _DETECTORS),
-    Line("BTF (PatchCore with FPFH), own", {"detector": "patchcore", "score": "own", "encoder_normals": "fpfh"}, "BTF"),
+    Line("BTF (with FPFH), own", {"detector": "btf", "score": "own", "encoder_normals": "fpfh"}, "BTF"),
 )
 _EVERY_SCORE = tuple(
     _scored(label, detector, score)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,10 +25,10 @@ from protoad.encoders import FeatureCache
 from protoad.errors import EncoderError, ProtoadError
 from protoad.metrics import DetectionMetrics, MetricsAccumulator
 
-__all__ = ["METRICS", "NOT_AVAILABLE", "Measured", "measure"]
+__all__ = ["METRICS", "NOT_AVAILABLE", "NOT_MEASURED", "Measured", "measure"]
 
 METRICS = DetectionMetrics._fields
-NOT_AVAILABLE = "weights not available"
+NOT_AVAILABLE, NOT_MEASURED = "weights not available", "not measured"
 _CHUNK = 8
 _FEATURES = (
     "encoder",
@@ -48,10 +49,12 @@ class Measured(NamedTuple):
     Attributes:
         rows: category, shots, seed, settings and the metrics, of all pieces asked for.
         missing: settings -> why their encoder cannot be had.
+        failed: settings -> what went wrong, on one piece at least.
     """
 
     rows: list[Row]
     missing: dict[str, str]
+    failed: dict[str, ProtoadError]
 
 
 class _Task(NamedTuple):
@@ -70,7 +73,7 @@ def measure(request: Request, wanted: Mapping[Piece, Sequence[Mapping[str, Any]]
         wanted: piece -> settings, each laid over the base.
 
     Raises:
-        DataError: for data at fault.
+        DataError: if OUT is of something else, or a process dies.
         ConfigError: for settings that do not go together.
     """
     missing: dict[str, str] = {}
@@ -81,14 +84,14 @@ def measure(request: Request, wanted: Mapping[Piece, Sequence[Mapping[str, Any]]
     workers = count_workers(jobs, request.device, len(open_tasks))
     start, numbered = time.monotonic(), list(enumerate(open_tasks, 1))
     outcomes = run_each(partial(_measure_piece, len(open_tasks)), numbered, workers=workers, device=request.device)
-    failed: list[ProtoadError] = []
+    failed: dict[str, ProtoadError] = {}
     for number, outcome in enumerate(outcomes, start=1):
         minutes = (time.monotonic() - start) / number * (len(open_tasks) - number) / 60
         print(f"{number} of {len(open_tasks)} pieces done; about {minutes:.0f} min left of all", flush=True)
-        failed += [outcome] if isinstance(outcome, ProtoadError) else []
-    if failed:
-        raise failed[0]  # what could be measured is kept
-    return Measured([row for task in tasks for row in _found(task)], missing)
+        if isinstance(outcome, ProtoadError):
+            raise outcome
+        failed |= outcome
+    return Measured([row for task in tasks for row in _found(task)], missing, failed)
 
 
 def _configs(
@@ -132,35 +135,49 @@ def _check_weights(encoder: str, weights: str | None) -> None:
 def _file(task: _Task) -> Rows:
     shots = "all" if task.piece.shots is None else task.piece.shots
     name = f"{task.piece.category}-{shots}-{task.piece.seed}.csv"
-    return Rows(task.request.claim() / name, key=("settings",))
+    return Rows(task.request.claim() / name, key=("settings", "weights"), text=("category", "settings", "weights"))
+
+
+def _key(config: PIRNConfig) -> tuple[str, str]:
+    """What a row is of: the settings, and which weights its encoder has."""
+    return settings_of(config), _digest(config.weights)
+
+
+@lru_cache
+def _digest(weights: str | None) -> str:
+    """The start of a weight file's SHA-256; none for the published weights, or where there are none."""
+    if weights is None:
+        return ""
+    with open(weights, "rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
 
 
 def _left(task: _Task) -> list[PIRNConfig]:
-    done = {row["settings"] for row in _file(task).found}
-    return [config for config in task.configs if settings_of(config) not in done]
+    done = {(row["settings"], row["weights"]) for row in _file(task).found}
+    return [config for config in task.configs if _key(config) not in done]
 
 
 def _found(task: _Task) -> Iterator[Row]:
-    names = {settings_of(config) for config in task.configs}
-    return (row for row in _file(task).found if row["settings"] in names)
+    keys = {_key(config) for config in task.configs}
+    return (row for row in _file(task).found if (row["settings"], row["weights"]) in keys)
 
 
-def _measure_piece(of: int, numbered: tuple[int, _Task]) -> None:
+def _measure_piece(of: int, numbered: tuple[int, _Task]) -> dict[str, ProtoadError]:
+    """Measures what is left of a piece; gives what went wrong, by its settings."""
     number, task = numbered
     rows, bench = _file(task), _Bench(task)
-    by_name = {settings_of(config): config for config in task.configs}
-    failed: list[ProtoadError] = []
-    for (name,) in rows.to_do([(name,) for name in by_name], title=f"{number} of {of}: {task.piece}"):
+    configs = {_key(config): config for config in task.configs}
+    failed: dict[str, ProtoadError] = {}
+    for key in rows.to_do(list(configs), title=f"{number} of {of}: {task.piece}"):
         try:
-            metrics, more = bench.judge(by_name[name])
+            metrics, more = bench.judge(configs[key])
         except ProtoadError as error:  # of this line; the others may do
-            failed.append(error)
+            failed[key[0]] = error
             continue
         shots = "all" if task.piece.shots is None else task.piece.shots
-        known = {"category": task.piece.category, "shots": shots, "seed": task.piece.seed, "settings": name}
-        rows.add([{**known, **metrics._asdict(), **more}])
-    if failed:
-        raise failed[0]
+        known = {"category": task.piece.category, "shots": shots, "seed": task.piece.seed}
+        rows.add([{**known, "settings": key[0], "weights": key[1], **metrics._asdict(), **more}])
+    return failed
 
 
 class _Bench:

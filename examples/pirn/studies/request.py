@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+import protoad
 from pirn.config import PIRNConfig
 from protoad.data import DEFAULT_SOURCE, PART_TYPES, Source, list_prepared, write_dataset
 from protoad.errors import ConfigError, DataError, EncoderError
@@ -78,12 +80,14 @@ class Request:
     @property
     def leaves_it_to_the_study(self) -> bool:
         """Whether nothing is asked for but seeds: a study that draws its own parts can take no more."""
-        return self == Request(self.out, seeds=self.seeds, quick=self.quick, jobs=self.jobs, device=self.device)
+        how = replace(Request(self.out), jobs=self.jobs, device=self.device, cache=self.cache)  # changes no result
+        return self == replace(how, seeds=self.seeds, quick=self.quick)
 
     def claim(self) -> Path:
-        """Gives the folder of what is measured, and makes OUT that of these data.
+        """Gives the folder of what is measured, and makes OUT that of these data and this protoad.
 
-        Categories of two data sets may have the same name, and their numbers must not meet.
+        Categories of two data sets may have the same name, and their numbers must not meet. Rows are named by what they
+        change of the defaults, so those of other defaults must not meet either.
 
         Raises:
             DataError: if OUT holds measurements of others.
@@ -91,6 +95,8 @@ class Request:
         folder, of = self.out / ("measured-quick" if self.quick else "measured"), self.title
         if self.root is not None:
             of = f"{of} in {self.root.resolve()}"
+        defaults = hashlib.sha256(repr(PIRNConfig()).encode()).hexdigest()[:12]
+        of = f"{of}, by protoad {protoad.__version__} with defaults {defaults}"
         mark = folder / "of.txt"
         if not mark.is_file():
             folder.mkdir(parents=True, exist_ok=True)

@@ -23,17 +23,19 @@ class Rows:
     Args:
         path: of the CSV.
         key: columns whose values name a piece of work, all of whose rows are added at once.
+        text: columns that are never numbers, whatever they look like.
 
     Raises:
         DataError: if the file there holds something else.
     """
 
-    def __init__(self, path: Path, key: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, key: tuple[str, ...], *, text: tuple[str, ...] = ()) -> None:
         self.path, self.key = path, key
         self.found: list[Row] = []
         if path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
-                self.found = [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+                rows = list(csv.DictReader(file))
+            self.found = [{name: cell if name in text else _value(cell) for name, cell in row.items()} for row in rows]
         if any(not set(key) <= row.keys() for row in self.found):
             raise DataError(f"{path}: holds no rows of this study; move it away, or choose another --out")
 

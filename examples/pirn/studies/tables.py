@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from pirn.studies.comparisons import Comparison, Line
-from pirn.studies.measuring import NOT_AVAILABLE
+from pirn.studies.measuring import NOT_MEASURED
 from pirn.studies.printed import Printed
 from pirn.studies.rows import Row, mean_and_deviation
 
@@ -26,7 +26,7 @@ class Cell(NamedTuple):
         shots: as in the rows: a number, or "all".
         score: it was judged by, where the comparison has several.
         rows: of all categories and seeds; none if it was not measured.
-        reason: why its encoder cannot be had.
+        reason: why it was not measured, or not on all pieces: "weights not available: ...".
     """
 
     line: Line
@@ -75,7 +75,7 @@ def markdown(name: str, table: Table) -> str:
     """The table as a page."""
     body = _by_category(table) if table.comparison.by_category else _by_metric(table)
     foot = [_foot(table), *dict.fromkeys(p.note for p in table.printed if p.note)]
-    foot += dict.fromkeys(f"{NOT_AVAILABLE}: {cell.reason}" for cell in table.cells if cell.reason)
+    foot += dict.fromkeys(cell.reason for cell in table.cells if cell.reason)
     return "\n".join([f"# {name}", "", table.comparison.question, "", *body, "", *foot, ""])
 
 
@@ -117,7 +117,7 @@ def _ours(table: Table, cell: Cell, extras: Sequence[str]) -> list[str]:
 
 
 def _unmeasured(cell: Cell) -> str:
-    return NOT_AVAILABLE if cell.reason else "not measured"
+    return cell.reason.partition(":")[0] or NOT_MEASURED
 
 
 def _figure(values: Sequence[float]) -> str:

@@ -107,13 +107,15 @@ class FeatureExtractor(nn.Module):
             encoders: False leaves the statistics of the encoders as they are: what was learnt on their tokens
                 stays true.
         """
-        everything, mask = [*parts, *copies], self.token_mask(parts)
+        everything, mask, valid = [*parts, *copies], self.token_mask(parts), self._valid(parts)
+        tokens = {}
         for modality, encoder in self.encoders.items() if encoders else ():
             encoder.fit(self._images(everything, modality), self.token_mask(everything), process_group)
         if self.looks is not None:
-            tokens = self.cache.encode(self.encoders["rgb"], self._images(parts, "rgb"))
-            self.looks.fit(gather(tokens, process_group), gather(mask, process_group))
-        self.usual_loss.fill_(gather(self._without_depth(self._valid(parts), mask), process_group).max())
+            tokens["rgb"] = self.cache.encode(self.encoders["rgb"], self._images(parts, "rgb"))
+            self.looks.fit(gather(tokens["rgb"], process_group), gather(mask, process_group))
+        loss = self._without_depth(valid, self._seen(tokens, valid, mask))  # counted as in the parts that will come
+        self.usual_loss.fill_(gather(loss, process_group).max())
         return self
 
     def token_mask(self, parts: Sequence[Prepared]) -> Tensor:
@@ -158,16 +160,25 @@ class FeatureExtractor(nn.Module):
             valid: (b y x) bool, where there is depth.
             mask: (b n) bool, tokens that count by their depth, as `token_mask` gives them.
         """
-        blind, seen = self._share(valid, near=True) < _MOSTLY, mask
-        if self.looks is not None and "rgb" in tokens:
-            within = mask | valid.flatten(1).any(1, keepdim=True)  # without any depth, the mask is that of the frame
-            looks = (blind & within & self.looks(tokens["rgb"])) | (~blind & mask)
-            seen = looks | ~looks.any(1, keepdim=True)
+        blind, seen = self._blind(valid), self._seen(tokens, valid, mask)
         loss = self._without_depth(valid, seen)
         short = loss > self.usual_loss + _MARGIN
         mask = (short[:, None] & seen) | (~short[:, None] & mask)  # not by where: ONNX Runtime has none of booleans
         guessed = short[:, None] & (blind if self.fill_holes else torch.ones_like(blind))
         return Features(dict(tokens), mask, guessed, torch.where(short, loss, 0.0))
+
+    def _seen(self, tokens: Mapping[str, Tensor], valid: Tensor, mask: Tensor) -> Tensor:
+        """(b n) bool, what counts: by its depth, and where there is none by its looks."""
+        if self.looks is None or "rgb" not in tokens:
+            return mask
+        blind = self._blind(valid)
+        within = mask | valid.flatten(1).any(1, keepdim=True)  # without any depth, the mask is that of the frame
+        looks = (blind & within & self.looks(tokens["rgb"])) | (~blind & mask)
+        return looks | ~looks.any(1, keepdim=True)
+
+    def _blind(self, valid: Tensor) -> Tensor:
+        """(b n) bool: tokens without enough depth to go by."""
+        return self._share(valid, near=True) < _MOSTLY
 
     def _without_depth(self, valid: Tensor, mask: Tensor) -> Tensor:
         """(b) share of what counts, mask (b n), that has no depth."""
