@@ -334,6 +334,11 @@ def test_the_command(tmp_path: Path, capsys, monkeypatch, cookies: Path) -> None
         main(["study", "components", "--out", str(tmp_path), "--shots", "few"])
 
 
+def test_what_changes_no_result_is_left_to_the_study(tmp_path: Path) -> None:
+    assert Request(tmp_path, seeds=(3,), quick=True, jobs=2, cache=tmp_path).leaves_it_to_the_study
+    assert not Request(tmp_path, shots=(5,)).leaves_it_to_the_study
+
+
 def test_all_goes_on_after_a_study_that_fails(tmp_path: Path, monkeypatch, capsys) -> None:
     done: list[str] = []
 
