@@ -47,7 +47,7 @@ class Rows:
         for number, piece in enumerate(left, start=1):
             yield piece
             minutes = (time.monotonic() - start) / number * (len(left) - number) / 60
-            named = ", ".join(f"{name} {value}" for name, value in zip(self.key, piece, strict=True))
+            named = ", ".join(f"{n} {value}" for n, value in zip(self.key, piece, strict=True) if value != "")
             start_of_line = f"{title}: " if title else ""
             print(f"{start_of_line}{number} of {len(left)}: {named}; about {minutes:.0f} min left", flush=True)
 
