@@ -28,8 +28,10 @@ __all__ = [
     "check_same_size",
     "folders",
     "match",
+    "metres",
     "refuse",
     "suspect_millimetres",
+    "to_number",
 ]
 
 RGB_SUFFIXES = (".png", ".jpg", ".jpeg")

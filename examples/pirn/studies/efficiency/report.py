@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pirn.studies.efficiency.flops import feed_forward_flops, transformer_block_flops
+from pirn.studies.measuring import NOT_AVAILABLE, NOT_MEASURED
 from pirn.studies.printed import Printed, printed
 from protoad.viz.style import LINE, REGIONS, new_figure, styled, write_figure
 
 __all__ = ["AS_PRINTED", "OURS", "VIT_B", "write_report"]
 
 OURS, AS_PRINTED, VIT_B = "PIRN", "PIRN (faithful)", "DINOv2 ViT-B/14"
-NOT_MEASURED, NO_WEIGHTS = "not measured", "weights not available"
 _STAGES = ("encoder", "decoder", "score")
 _COLOURS = dict(zip(_STAGES, (LINE, REGIONS[5], REGIONS[2]), strict=True))
 _HATCHES = {"encoder": "", "decoder": "//", "score": ".."}
@@ -75,7 +75,7 @@ def _measured(of_kind: Mapping[str, Mapping[tuple[str, str], Row]], key: tuple[s
     times = [row[f"{stage} ms"] for stage in _STAGES]
     return [
         *key,
-        NO_WEIGHTS if row["random weights"] else NOT_MEASURED,
+        NOT_AVAILABLE if row["random weights"] else NOT_MEASURED,
         f"{sum(operations):.2f}",
         " + ".join(f"{one:.2f}" for one in operations),
         f"{row['encoder parameters'] / 1e6:.2f} + {row['trained parameters'] / 1e6:.2f}",
