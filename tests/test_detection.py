@@ -9,7 +9,7 @@ import torch
 from protoad_detectors import GaussianReconstructor, NearestNeighbourReconstructor
 
 from protoad import DataError
-from protoad.data import Prepared, lose_depth, prepare, render_part, without_depth
+from protoad.data import Prepared, lose_depth, prepare, random_copies, render_part, without_depth
 from protoad.detection import Detector, FeatureExtractor, Features, Reconstructor
 from protoad.encoders import FilterBankEncoder
 from protoad.scoring import ResidualScore, TokenScore
@@ -250,9 +250,23 @@ def test_copies_do_not_say_what_is_usual() -> None:
     turned = [_blind(shot, slice(0, 24)) for shot in shots]
     extractor = _extractor().fit(shots, copies=turned)
     assert extractor.usual_loss == 0
-    features = extractor.learnt_from([*shots, *turned])
+    features = extractor.learnt_from(shots, turned)
     assert features.guessed is None
     assert torch.equal(features.mask, extractor.token_mask([*shots, *turned]))
+
+
+def test_features_know_whose_copy_a_part_is() -> None:
+    torch.manual_seed(0)
+    shots = [_scene(table=0.2, part=0.7) for _ in range(3)]
+    extractor = _extractor().fit(shots)
+    copies = random_copies(shots, 2, seed=0)
+    features = extractor.learnt_from(shots, copies)
+    assert features.shot is not None
+    assert features.shot.tolist() == [0, 1, 2, 0, 0, 1, 1, 2, 2]
+    assert features.pick(torch.tensor([1, 8])).shot.tolist() == [1, 2]  # type: ignore[union-attr]
+    assert extractor.learnt_from(shots).shot is None
+    with pytest.raises(DataError, match="copies: expected as many of each of 3 parts, got 5"):
+        extractor.learnt_from(shots, copies[:5])
 
 
 def test_a_part_without_any_depth_is_found_by_its_looks() -> None:

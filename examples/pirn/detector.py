@@ -212,9 +212,8 @@ class PIRNDetector:
         if process_group is not None and not isinstance(self.model, PIRN):
             raise ConfigError(f"detector: {self.config.detector} trains in one process only; start it without torchrun")
         self.shots = list(names)
-        everything = [*parts, *copies]
         self.extractor.fit(parts, process_group, copies=copies)
-        mine = self.extractor.learnt_from(everything)
+        mine = self.extractor.learnt_from(parts, copies)
 
         def whole(pieces: torch.Tensor) -> torch.Tensor:
             """Of all processes, in the order of one: the parts, then the copies."""

@@ -92,8 +92,8 @@ def update_category(
     old = copy.deepcopy(dict(model.prototypes))
     pirn.shots = [*pirn.shots, *added]
     parts = list(prepared_parts(train_set, find_shots(pirn, train_set), pirn.config))
-    everything = parts + random_copies(parts, pirn.config.augment, seed=pirn.config.seed)
-    features = pirn.extractor.fit(parts, encoders=False).learnt_from(everything)
+    copies = random_copies(parts, pirn.config.augment, seed=pirn.config.seed)
+    features = pirn.extractor.fit(parts, encoders=False).learnt_from(parts, copies)
     model.fine_tune(features, epochs)
     pirn.detector.fit_score(features)
     calibrate_category(pirn, root, rate, force=force)

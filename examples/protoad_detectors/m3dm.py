@@ -87,7 +87,7 @@ class M3DMScore(TokenScore):
 
     As published, each in units of its bank's deviation and times a factor: normals 1, rgb .1, fused 1. The published
     score of a part, which reweights three maxima and has an SVM of its own, is left out: here a part's score is the
-    maximum of its heatmap, so that one threshold serves both.
+    maximum of its heatmap, so that one threshold serves both. In the fused bank a copy counts as a shot.
     """
 
     weights: Tensor

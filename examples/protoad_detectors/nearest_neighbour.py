@@ -43,17 +43,18 @@ class NearestNeighbourReconstructor(ShapedByData, Reconstructor):
         return {m: torch.stack([self._nearest(part, banks[m]) for part in t]) for m, t in tokens.items()}
 
     def reconstruct_shots(self, shots: Features) -> dict[str, Tensor]:
-        """Rebuilds each shot from the others: a token is no neighbour of itself."""
-        number = torch.arange(len(shots.mask))
-        if len(number) == 1:
+        """Rebuilds each shot from the others: a token is no neighbour of itself, nor of a copy of its part."""
+        shot = torch.arange(len(shots.mask)) if shots.shot is None else shots.shot
+        number = len(shot.unique())
+        if number == 1:
             return self(shots.tokens, shots.mask)
         rebuilt = {m: torch.empty_like(tokens) for m, tokens in shots.tokens.items()}
-        folds = min(len(number), self.max_folds or len(number))
+        folds = min(number, self.max_folds or number)
         for fold in range(folds):
-            others = number % folds != fold
+            others = shot % folds != fold
             for modality, tokens in shots.tokens.items():
                 bank = self._select(tokens[others][shots.mask[others]])
-                for index in number[~others]:
+                for index in (~others).nonzero().flatten():
                     rebuilt[modality][index] = self._nearest(tokens[index], bank)
         return rebuilt
 

@@ -48,18 +48,18 @@ class PaDiMReconstructor(Reconstructor):
         return {m: self.get_buffer(f"mean_{m}").expand_as(t) for m, t in tokens.items()}
 
     def reconstruct_shots(self, shots: Features) -> dict[str, Tensor]:
-        """Rebuilds each shot as the mean of the others."""
-        others = _leave_one_out(len(shots.mask))
+        """Rebuilds each shot as the mean of the others, its copies left out with it."""
+        others = _leave_one_out(torch.arange(len(shots.mask)) if shots.shot is None else shots.shot)
         return {m: torch.stack([_means(t[o], shots.mask[o]) for o in others]) for m, t in shots.tokens.items()}
 
     def own_score(self, seed: int = 0) -> PaDiMScore:
         return PaDiMScore(self.channels, self.ridge, seed=seed)
 
 
-def _leave_one_out(number: int) -> list[Tensor]:
-    """Indices of the other shots for each; a single one has to stand for itself."""
-    shots = torch.arange(number)
-    return [shots[shots != one] for one in shots] if number > 1 else [shots]
+def _leave_one_out(shot: Tensor) -> list[Tensor]:
+    """Which parts are of another shot (b) bool, for each; a single shot has to stand for itself."""
+    others = shot != shot.unsqueeze(1)
+    return list(others if others.any() else ~others)
 
 
 def _means(tokens: Tensor, mask: Tensor) -> Tensor:
@@ -74,7 +74,8 @@ class PaDiMScore(ShapedByData, TokenScore):
 
     Few shots leave the covariance of d channels singular: .01 of the identity is added to it, as published. So that
     this means the same for every encoder, tokens are first divided by the shots' root mean square. The inverse is kept
-    as a factor of as many rows as there are shots: S^-1 = (I - F^T F) / ridge, exactly.
+    as a factor of as many rows as there are shots: S^-1 = (I - F^T F) / ridge, exactly. Copies count as shots here: the
+    spread by which the heatmaps are drawn comes out too small with them.
 
     Args:
         channels: drawn at random from each modality; all of those with fewer.
@@ -101,7 +102,7 @@ class PaDiMScore(ShapedByData, TokenScore):
         residuals, scores = self._residuals(targets, reconstructions), {}
         for name, values in self._groups(targets).items():
             lengths = []
-            for shot, others in enumerate(_leave_one_out(len(token_mask))):
+            for shot, others in enumerate(_leave_one_out(torch.arange(len(token_mask)))):
                 self._keep(name, values[others], token_mask[others])
                 lengths.append(self._length(name, residuals[name][shot : shot + 1]))
             scores[name] = torch.cat(lengths)

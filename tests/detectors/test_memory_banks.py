@@ -49,6 +49,17 @@ def test_shots_are_rebuilt_from_other_shots() -> None:
             assert {tuple(t) for t in rebuilt[shot].tolist()} <= allowed
 
 
+@pytest.mark.parametrize("kind", [NearestNeighbourReconstructor, PatchCoreReconstructor, M3DMReconstructor])
+def test_a_shot_is_not_rebuilt_from_its_own_copies(kind: type[NearestNeighbourReconstructor]) -> None:
+    alone, of = _shots(b=7), torch.cat([torch.arange(7), torch.arange(7).repeat_interleave(2)])
+    reconstructor = kind({"rgb": 6, "normals": 6}) if kind is M3DMReconstructor else kind()  # type: ignore[arg-type]
+    rebuilt = reconstructor.reconstruct_shots(alone.pick(of)._replace(shot=of))
+    for modality, tokens in alone.tokens.items():
+        own = [{tuple(t) for t in part.tolist()} for part in tokens]
+        for part, shot in zip(rebuilt[modality], of.tolist(), strict=True):
+            assert own[shot].isdisjoint(tuple(t) for t in part.tolist())
+
+
 def test_wide_tokens_are_projected_to_the_width_of_johnson_and_lindenstrauss() -> None:
     bank = PatchCoreReconstructor(eps=0.9)
     tokens = torch.randn(50, 400)

@@ -67,6 +67,15 @@ def test_shots_are_scored_under_the_others() -> None:
     assert (score.shot_scores["rgb"][~shots.mask] == 0).all()
 
 
+def test_a_shot_is_rebuilt_without_its_own_copies() -> None:
+    shots, of = _shots(5), torch.arange(5).repeat(3)
+    copied = shots.pick(of)._replace(shot=of)
+    rebuilt = _padim().reconstruct_shots(copied)["rgb"]
+    for part, shot in zip(rebuilt, of, strict=True):
+        others = copied.pick((of != shot).nonzero().flatten())
+        torch.testing.assert_close(part, _padim().fit(others).get_buffer("mean_rgb"))
+
+
 def _leave_out(rest: Features, one: torch.Tensor, scale: float) -> np.ndarray:
     """(n) of one shot (n d), at the scale of all shots."""
     found = []

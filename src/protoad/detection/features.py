@@ -29,17 +29,19 @@ class Features(NamedTuple):
         guessed: (b n) bool, True for tokens that their normals say nothing of, on parts with more holes in their depth
             than the shots had; None where there are none.
         lost: (b) share of the part without depth, 0 for parts with no more holes than the shots; None: nobody looked.
+        shot: (b) number of the shot that this is, or is a copy of; None: each is a shot of its own.
     """
 
     tokens: dict[str, Tensor]
     mask: Tensor
     guessed: Tensor | None = None
     lost: Tensor | None = None
+    shot: Tensor | None = None
 
     def pick(self, indices: Tensor) -> Features:
         """Gives the features of some of the parts."""
-        guessed, lost = (None if value is None else value[indices] for value in (self.guessed, self.lost))
-        return Features({m: t[indices] for m, t in self.tokens.items()}, self.mask[indices], guessed, lost)
+        rest = (None if value is None else value[indices] for value in self[2:])
+        return Features({m: t[indices] for m, t in self.tokens.items()}, self.mask[indices], *rest)
 
 
 class FeatureExtractor(nn.Module):
@@ -148,9 +150,22 @@ class FeatureExtractor(nn.Module):
         guesses = features.guessed is not None and bool(features.guessed.any())
         return features if guesses else features._replace(guessed=None)
 
-    def learnt_from(self, parts: Sequence[Prepared]) -> Features:
-        """Gives the features of shots and their copies: as they are, whatever holes a copy has where it was turned."""
-        return Features(self(parts).tokens, self.token_mask(parts))
+    def learnt_from(self, parts: Sequence[Prepared], copies: Sequence[Prepared] = ()) -> Features:
+        """Gives the features of shots, then of their copies: as they are, whatever holes a copy has from its turn.
+
+        Args:
+            parts: the shots.
+            copies: as many of each, those of the first, then those of the second, as `random_copies` gives them.
+
+        Raises:
+            DataError: for copies that are not as many of each.
+        """
+        each, rest = divmod(len(copies), len(parts))
+        if rest:
+            raise DataError(f"copies: expected as many of each of {len(parts)} parts, got {len(copies)}")
+        everything, number = [*parts, *copies], torch.arange(len(parts))
+        shot = torch.cat([number, number.repeat_interleave(each)]) if copies else None
+        return Features(self(everything).tokens, self.token_mask(everything), shot=shot)
 
     def assemble(self, tokens: Mapping[str, Tensor], valid: Tensor, mask: Tensor) -> Features:
         """Judges by looks what has no depth, on parts with more holes than the shots had.
