@@ -127,6 +127,14 @@ def test_the_papers_numbers_stand_beside_its_own_score_and_shots() -> None:
     assert only_all.printed_for(Cell(line, 10, "cosine", [])) == {"image_auroc": 0.1}
 
 
+def test_the_papers_means_stand_beside_ours_not_those_of_its_first_category() -> None:
+    table = Table("parts", COMPARISONS["category"], [], printed(11))
+    found = {line.label: table.printed_for(Cell(line, 10, "", [])) for line in table.comparison.lines}
+    assert found["PIRN, cosine"] == {"image_auroc": 0.963, "aupro": 0.973}
+    assert found["M3DM, own"] == {"image_auroc": 0.945, "aupro": 0.964}
+    assert found["PIRN, whitened"] == {}
+
+
 def test_seeds_that_lack_a_category_do_not_count_in_the_mean() -> None:
     rows = [{"category": c, "seed": s, "aupro": v} for c, s, v in (("x", 0, 0.2), ("y", 0, 0.4), ("x", 1, 0.9))]
     assert Cell(Line("a"), 10, "", rows).over_seeds("aupro") == pytest.approx([0.3])

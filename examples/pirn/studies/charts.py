@@ -10,7 +10,7 @@ from typing import Any
 
 from pirn.studies.tables import HEADINGS, Cell, Table
 from protoad.errors import MissingExtraError
-from protoad.viz.style import ANOMALOUS, LINE, REGIONS, new_figure, styled, write_figure
+from protoad.viz.style import ANOMALOUS, INK, LINE, REGIONS, new_figure, styled, write_figure
 
 __all__ = ["check_plots", "draw"]
 
@@ -35,7 +35,7 @@ def check_plots(*further: str) -> None:
 
 
 def draw(path: Path, table: Table) -> None:
-    """Writes a PNG: image AUROC and AUPRO of every line, and the paper's numbers, hollow."""
+    """Writes a PNG: image AUROC and AUPRO of every line, and the paper's means, hollow."""
     write_figure(path, _figure(table))
 
 
@@ -60,7 +60,10 @@ def _dots(axis: Any, table: Table, metric: str) -> None:
     groups = _groups(table)
     for index, (label, cells) in enumerate(groups.items()):
         places = [labels.index(cell.line.label) + 0.2 * (index - (len(groups) - 1) / 2) for cell in cells]
-        _errorbar(axis, places, cells, metric, index, label, lying=True)
+        if table.comparison.by_category:
+            _categories(axis, places, cells, metric)
+        else:
+            _errorbar(axis, places, cells, metric, index, label, lying=True)
         known = [(table.printed_for(c).get(metric), y) for c, y in zip(cells, places, strict=True)]
         hollow = [(x, y) for x, y in known if x is not None]
         if hollow:
@@ -68,6 +71,19 @@ def _dots(axis: Any, table: Table, metric: str) -> None:
             axis.scatter(*zip(*hollow, strict=True), label="the paper's, on its data", **style)
     axis.set(xlabel=HEADINGS[metric], ylim=(len(labels) - 0.4, -0.6))
     axis.set_yticks(range(len(labels)), labels)
+
+
+def _categories(axis: Any, places: Sequence[float], cells: Sequence[Cell], metric: str) -> None:
+    """A mark for each category, mean over the seeds, and a bar where the mean of all of them is."""
+    names = list(dict.fromkeys(row["category"] for cell in cells for row in cell.rows))
+    for index, name in enumerate([*names, "mean"]):
+        chosen = [c if name == "mean" else c._replace(rows=[r for r in c.rows if r["category"] == name]) for c in cells]
+        found = [(cell.over_seeds(metric), y) for cell, y in zip(chosen, places, strict=True)]
+        known = [(fmean(values), y) for values, y in found if values]
+        style = {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)], "s": 22}
+        if name == "mean":
+            style = {"color": INK, "marker": "|", "s": 160}
+        axis.scatter([x for x, _ in known], [y for _, y in known], label=name, **style)
 
 
 def _curves(axis: Any, table: Table, metric: str) -> None:

@@ -16,6 +16,7 @@ __all__ = ["Cell", "Table", "markdown"]
 
 HEADINGS = {"image_auroc": "I-AUROC", "pixel_auroc": "P-AUROC", "aupro": "AUPRO", "f1_max": "F1-max"}
 _COMPARED = ("image_auroc", "aupro")
+_ALSO = {"Ours": "PIRN"}  # what Tables 8 and 11 call it
 
 
 class Cell(NamedTuple):
@@ -62,13 +63,14 @@ class Table(NamedTuple):
     printed: Sequence[Printed]
 
     def printed_for(self, cell: Cell) -> Mapping[str, float]:
-        """The paper's numbers for a line, under the paper's score; where it has one number of shots only, these."""
+        """The paper's means for a line, under the paper's score; where it has one number of shots only, these."""
         if not cell.line.printed or cell.score not in ("", "cosine"):
             return {}
-        found = [p for p in self.printed if p.method == cell.line.printed]
+        names = (cell.line.printed, _ALSO.get(cell.line.printed))
+        found = [p for p in self.printed if p.method in names and p.category == "mean"]
         same = [p for p in found if p.shots == str(cell.shots)]
         chosen = same or (found if len({p.shots for p in self.printed}) == 1 else [])
-        return chosen[0].metrics if chosen else {}
+        return {name: value for p in chosen for name, value in p.metrics.items()}
 
 
 def markdown(name: str, table: Table) -> str:

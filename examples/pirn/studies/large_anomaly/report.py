@@ -44,14 +44,19 @@ _DIFFERENCES = (
     "whitened image AUROC",
 )
 _PANELS = {
-    "displacement by anomaly": "prototypes moved by the anomaly",
-    "u near": "update gate u near the anomaly",
-    "cosine pixel AUROC": "pixel AUROC, score 1 - cos",
-    "cosine recall": "recall of the anomaly, score 1 - cos",
+    "displacement by anomaly": "prototypes moved\nby the anomaly",
+    "u near": "update gate u\nnear the anomaly",
+    "cosine pixel AUROC": "pixel AUROC,\nscore 1 - cos",
+    "cosine recall": "recall of the anomaly,\nscore 1 - cos",
 }
-_COLOURS = (INK, LINE, REGIONS[5], REGIONS[2])  # of a training; its variants differ in dash and marker as well
-_DASHES = {"": "-", "guard": "--", "twin": ":"}
-_MARKERS = {"": "o", "guard": "s", "twin": "^"}
+_NONE = "none"  # the setting without refinement
+_STYLES = {
+    _NONE: (INK, ":", "x"),
+    "": (LINE, "-", "o"),
+    "guard": (REGIONS[5], "--", "s"),
+    "twin": (REGIONS[2], "-.", "^"),
+}
+_LABELS = {"": "refined by the part itself", "guard": "with the guard", "twin": "refined by its twin without anomaly"}
 
 
 def write_report(stem: Path, rows: Sequence[Row]) -> None:
@@ -116,30 +121,26 @@ def _cell(mean: float, deviation: float) -> str:
 
 @styled
 def _figure(rows: Sequence[Row], settings: Sequence[str], fractions: Sequence[float]) -> Any:
-    families = list(dict.fromkeys(_split(setting)[0] for setting in settings))
-    figure, axes = new_figure(2, 2, size=(9, 7))
-    for axis, (column, title) in zip(axes.flat, _PANELS.items(), strict=True):
-        for setting in settings:
-            family, variant = _split(setting)
-            means, deviations = np.transpose([_over_seeds(rows, setting, f, column) for f in fractions])
-            if np.isnan(means).all():
-                continue
-            axis.errorbar(
-                [100 * f + 0.4 * (settings.index(setting) - len(settings) / 2) for f in fractions],  # side by side
-                means,
-                deviations,
-                label=setting,
-                color=_COLOURS[families.index(family) % len(_COLOURS)],
-                linestyle=_DASHES[variant],
-                marker=_MARKERS[variant],
-                markersize=4,
-                linewidth=1.3,
-                elinewidth=0.6,
-            )
-        axis.set(title=title, xlabel="anomalous share of the part, %")
-        axis.grid(alpha=0.3)
-    handles, labels = axes.flat[2].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    """A row per measure, a column per training: its variants, and no refinement at all beside them."""
+    families = [name for name in dict.fromkeys(_split(setting)[0] for setting in settings) if name != _NONE]
+    figure, axes = new_figure(len(_PANELS), len(families), size=(9, 9), sharex=True, sharey="row")
+    for panels, (column, title) in zip(axes, _PANELS.items(), strict=True):
+        for axis, family in zip(panels, families, strict=True):
+            for name in [s for s in settings if s == _NONE or _split(s)[0] == family]:
+                means, deviations = np.transpose([_over_seeds(rows, name, f, column) for f in fractions])
+                colour, dash, marker = _STYLES[_NONE if name == _NONE else _split(name)[1]]
+                x = 100 * np.asarray(fractions)
+                axis.fill_between(x, means - deviations, means + deviations, color=colour, alpha=0.15, linewidth=0)
+                label = "no refinement" if name == _NONE else _LABELS[_split(name)[1]]
+                axis.plot(x, means, color=colour, linestyle=dash, marker=marker, markersize=4, label=label)
+            axis.grid(alpha=0.3)
+        panels[0].set_ylabel(title)
+    for axis, family in zip(axes[0], families, strict=True):
+        axis.set_title(f"trained with {family}")
+    for axis in axes[-1]:
+        axis.set_xlabel("anomalous share of the part, %")
+    handles, labels = axes[-1, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure
 
 
