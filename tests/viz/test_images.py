@@ -131,6 +131,16 @@ def test_grid_outlines_the_truth_on_the_fused_map_only() -> None:
     assert (defect == inferno(255)).all()  # the outline covers no score of the defect
 
 
+def test_the_outline_stands_out_from_the_highest_scores() -> None:
+    bright = replace(grid_row(), fused_map=np.ones((SIZE, SIZE)))
+    grid = sample_grid([bright], columns=["fused_map"], limits={"fused_map": (0.0, 1.0)})
+    cyan = (grid == CYAN).all(axis=-1)
+    around = cv2.dilate(cyan.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~cyan
+    outer = around & (grid != inferno(255)).any(axis=-1)
+    assert (grid[outer] == 0).all()
+    assert outer.sum() > cyan.sum() / 2
+
+
 def test_maps_of_a_column_share_one_scale() -> None:
     grid = sample_grid([grid_row(peak=1.0), grid_row(peak=0.5)], columns=["rgb_map"])
     half = len(grid) // 2

@@ -25,6 +25,7 @@ __all__ = [
 
 _WHITE, _INK = 255, 25
 _CONTOUR = (0, 255, 255)  # cyan: the one bright hue the inferno colours lack
+_EDGE = (0, 0, 0)  # around it: in grey, cyan is as bright as the highest scores
 _REMOVED = np.array([20, 30, 90])  # a dark part on a black table must not look removed, nor the table kept
 _MIN_TILE = 200  # smaller images are magnified in a grid, or no title would fit above them
 _GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
@@ -271,8 +272,8 @@ def _tile(row: GridRow, column: str, size: tuple[int, int], scales: Mapping[str,
         mask = np.repeat(np.repeat(row.mask, factor, axis=0), factor, axis=1).astype(np.uint8)
         thickness = max(1, round(tile.shape[1] / 300))
         # Just outside of the region, so that no score of the defect itself is painted over.
-        grown = cv2.dilate(mask, np.ones((3, 3), np.uint8), iterations=thickness)
-        tile[grown > mask] = _CONTOUR
+        for colour, width in ((_EDGE, 2 * thickness), (_CONTOUR, thickness)):
+            tile[cv2.dilate(mask, np.ones((3, 3), np.uint8), iterations=width) > mask] = colour
     return tile
 
 
