@@ -98,7 +98,9 @@ def cross_calibrate_category(
     members = []
     for left_out, index in enumerate(indices):
         others = [i for i in range(len(shots)) if i != left_out]
-        member = PIRNDetector(pirn.config, category=pirn.category, source=pirn.source, unit=pirn.unit)
+        member = PIRNDetector(
+            pirn.config, category=pirn.category, source=pirn.source, unit=pirn.unit, camera=pirn.camera
+        )
         member.to(pirn.extractor.device)
         parts = [shots[i] for i in others]
         copies = random_copies(parts, pirn.config.augment, seed=pirn.config.seed)

@@ -178,7 +178,7 @@ def _add_detect(subparsers: Any) -> None:
     parser.add_argument("--category", default=None, metavar="NAME", help="which checkpoint, if several are there")
     parser.add_argument("--rgb", type=Path, default=None, metavar="FILE", help="image of one part, if there is one")
     parser.add_argument(
-        "--xyz", type=Path, default=None, metavar="FILE", help="its organised point cloud, if there is one"
+        "--xyz", type=Path, default=None, metavar="FILE", help="its points or depth image, if there is one"
     )
     parser.add_argument("--folder", type=Path, default=None, metavar="DIR", help="or: a folder with rgb/, xyz/ or both")
     parser.add_argument("--root", type=Path, default=None, metavar="DIR", help="or: a data set, for its test split")

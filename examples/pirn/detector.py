@@ -20,7 +20,7 @@ from pirn.config import PIRNConfig
 from pirn.model import PIRN
 from protoad.calibration import Calibration
 from protoad.checkpoint import load_checkpoint, save_checkpoint
-from protoad.data import DEFAULT_SOURCE, Prepared, Source, metres
+from protoad.data import DEFAULT_SOURCE, Intrinsics, Prepared, Source, metres
 from protoad.detection import Detector, FeatureExtractor, Features, Reconstructor
 from protoad.distributed import Group, gather
 from protoad.encoders import Encoder, FeatureCache, build_encoder
@@ -157,6 +157,7 @@ class PIRNDetector:
         category: the product.
         source: how its parts are read.
         unit: of the point clouds of single parts, in metres: that of the files it was trained on.
+        camera: that depth images of single parts are seen by: that of the files it was trained on, where there is one.
         shots: names of the good parts it was trained on.
         extractor: frozen encoders with the statistics of the shots.
         model: what rebuilds the tokens.
@@ -171,9 +172,11 @@ class PIRNDetector:
         category: str,
         source: Source = DEFAULT_SOURCE,
         unit: float = 1.0,
+        camera: Intrinsics | None = None,
         cache: FeatureCache | None = None,
     ) -> None:
-        self.config, self.category, self.source, self.unit = config, category, source, unit
+        self.config, self.category, self.source = config, category, source
+        self.unit, self.camera = unit, camera
         self.shots: list[str] = []
         self.calibrations: dict[str, Calibration] = {}
         self.extractor = build_extractor(config, cache=cache)
@@ -248,6 +251,7 @@ class PIRNDetector:
             "category": self.category,
             "source": self.source._asdict(),
             "unit": self.unit,
+            "camera": self.camera,
             "config": asdict(self.config),
             "shots": self.shots,
             "encoders": {m: e.fingerprint() for m, e in self.extractor.encoders.items()},
@@ -280,6 +284,7 @@ class PIRNDetector:
             category=_entry(header, "category", path),
             source=source,
             unit=header.get("unit", metres(dict(source.options).get("unit", "m"))),  # older ones lack the entry
+            camera=Intrinsics.of(header.get("camera")),
             cache=cache,
         )
         loaded.shots = _entry(header, "shots", path)

@@ -108,7 +108,8 @@ def train_category(
         raise ConfigError(f"{len(chosen)} shots for {size(process_group)} processes; start one for each shot at most")
     mine = share(torch.tensor(chosen), process_group).tolist()
     source = source_of(train_set, source)
-    pirn = PIRNDetector(config, category=category, source=source, unit=train_set.unit, cache=cache).to(device)
+    unit, camera = train_set.unit, train_set.camera
+    pirn = PIRNDetector(config, category=category, source=source, unit=unit, camera=camera, cache=cache).to(device)
     parts = list(prepared_parts(train_set, mine, config))
     copies = random_copies(parts, config.augment, seed=config.seed, first=chosen.index(mine[0]))
     names = [train_set.names[index] for index in chosen]

@@ -37,7 +37,8 @@ def read_and_inspect(inspector: Inspector, name: str, part: PartSource) -> Inspe
     """
     if isinstance(part, Sample):
         return replace(inspector.inspect_sample(part), name=name)
-    return inspector(*read_part(part, unit=inspector.pirn.unit), name=name)
+    pirn = inspector.pirn
+    return inspector(*read_part(part, unit=pirn.unit, camera=pirn.camera), name=name)
 
 
 def inspect_parts(

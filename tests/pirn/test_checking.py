@@ -10,11 +10,12 @@ from pathlib import Path
 import miniatures
 import numpy as np
 import pytest
+from PIL import Image
 from pirn.cli import main
 from pirn.detector import PIRNDetector
 
 from protoad.checkpoint import load_checkpoint, save_checkpoint
-from protoad.data import read_xyz, write_dataset, write_xyz
+from protoad.data import Intrinsics, read_xyz, write_dataset, write_xyz
 from protoad.report import read_jsonl
 
 FAST = ["--image-size", "96", "--epochs", "1", "--num-prototypes", "4", "--shots", "3"]
@@ -178,6 +179,31 @@ def test_the_unit_that_a_folder_declares_reaches_single_parts(parts: Path, tmp_p
     assert len(set(scores.values())) == 1
     assert main(["detect", "--checkpoint", str(out), *single, "--option", "unit=m", "--out", str(out / "m")]) == 0
     assert "if that is millimetres" in capsys.readouterr().err
+
+
+def test_the_camera_that_a_folder_declares_reaches_single_parts(parts: Path, tmp_path: Path) -> None:
+    """Depth images beside a conveyor, judged by a detector that learnt from depth images."""
+    root = Path(shutil.copytree(parts, tmp_path / "depth"))
+    for path in root.rglob("*.tiff"):
+        depth = np.nan_to_num(1e5 * read_xyz(path)[..., 2]).round()
+        path.unlink()
+        Image.fromarray(depth.astype(np.uint16)).save(path.with_suffix(".png"))
+    height, width = depth.shape
+    tables = {"train": "train/good", "test": "test/good"}
+    declared = [f'[{name}]\nrgb = "{at}/rgb/*.png"\ndepth = "{at}/xyz/*.png"' for name, at in tables.items()]
+    camera = f"camera = {{ fx = 200, fy = 200, cx = 48, cy = 48, width = {width}, height = {height} }}"
+    (root / "tile" / "protoad.toml").write_text("\n".join(["unit = 1e-5", camera, *declared]), encoding="utf-8")
+    where = ["--dataset", "folder", "--root", str(root)]
+    assert main(["prepare", *where, "--out", str(tmp_path / "c"), "--size", "96"]) == 0
+    scores = set()
+    for name, taught in {"a": where, "b": ["--root", str(tmp_path / "c")]}.items():
+        out = tmp_path / name
+        assert main(["train", *taught, "--category", "tile", "--out", str(out), *FAST]) == 0
+        for way, asked in {"single": ["--folder", str(root / "tile" / "test" / "good")], "declared": where}.items():
+            assert main(["detect", "--checkpoint", str(out), *asked, "--out", str(out / way)]) == 0
+            scores.add(read_jsonl(out / way / "scores.jsonl")[0]["score"])
+    assert len(scores) == 1
+    assert PIRNDetector.load(tmp_path / "b" / "tile").camera == Intrinsics(200, 200, 48, 48, (height, width))
 
 
 @pytest.mark.parametrize(("options", "expected"), [([], 1.0), ([["unit", "mm"]], 0.001)])

@@ -32,14 +32,16 @@ from protoad.data.foreground import (
 )
 from protoad.data.geometry import SquareMap
 from protoad.data.holes import HoleKind, fill_normals, lose_depth
-from protoad.data.mvtec3d import ADAM3D, MVTec3D, PartFiles, list_files, load_sample, read_part
+from protoad.data.mvtec3d import ADAM3D, MVTec3D, load_sample
 from protoad.data.pointcloud import Normals, encode_normals, grid_normals, normals_from_xyz
+from protoad.data.points import read_points
 from protoad.data.prepare import Prepared, PrepareSettings, prepare, prepare_colour, without_depth
 from protoad.data.prepare_dataset import Outcome, prepare_dataset
 from protoad.data.prepared_cache import PreparedSet, list_prepared
 from protoad.data.real_iad_d3 import RealIADD3
 from protoad.data.registry import DATASETS, DEFAULT_SOURCE, Source, list_categories, open_dataset
 from protoad.data.sample import Sample
+from protoad.data.station import PartFiles, list_files, read_part
 from protoad.data.synthetic import DEFECT_TYPES, PART_TYPES, render_part, write_dataset
 
 __all__ = [
@@ -102,6 +104,7 @@ __all__ = [
     "read_mask",
     "read_normals",
     "read_part",
+    "read_points",
     "read_rgb",
     "read_xyz",
     "render_part",

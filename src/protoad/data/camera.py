@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,13 +15,23 @@ __all__ = ["Intrinsics", "xyz_from_depth"]
 class Intrinsics(NamedTuple):
     """A pinhole camera without distortion, in pixels; the centre of the first pixel is (0, 0).
 
-    Many files count from the first pixel's corner instead: then half a pixel goes off `cx` and `cy`.
+    Many files count from the first pixel's corner instead: then half a pixel goes off `cx` and `cy`. `size` (y, x) is
+    that of its images, None where nobody told it.
     """
 
     fx: float
     fy: float
     cx: float
     cy: float
+    size: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, numbers: Sequence[Any] | None) -> Intrinsics | None:
+        """Reads back what JSON made of one: a list, or None where there was none."""
+        if numbers is None:
+            return None
+        fx, fy, cx, cy, size = numbers
+        return cls(fx, fy, cx, cy, None if size is None else (size[0], size[1]))
 
 
 def xyz_from_depth(depth: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
@@ -46,7 +57,7 @@ def xyz_from_depth(depth: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
     """
     if depth.ndim != 2:
         raise ShapeError(f"depth: expected (y x), got {depth.shape}")
-    fx, fy, cx, cy = intrinsics
+    fx, fy, cx, cy = intrinsics[:4]
     if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0):
         raise DataError(f"intrinsics: expected finite numbers and positive focal lengths, got {intrinsics}")
     z = np.where(np.isfinite(depth), depth, np.nan).astype(np.float64)

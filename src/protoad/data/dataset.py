@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple, overload
 
 import numpy as np
 
+from protoad.data.camera import Intrinsics
 from protoad.data.files import PathLike, read_depth, read_mask, read_normals, read_rgb, read_xyz
 from protoad.data.sample import Sample
 from protoad.errors import ConfigError, DataError
@@ -94,6 +95,7 @@ class Dataset(Sequence[Sample]):
         parts: of the split, sorted.
         labelled: whether `labels` mean something.
         unit: of its point clouds and depth images, in metres.
+        camera: that its depth images are seen by; None where there are points, or every part has a camera of its own.
         notes: what is worth knowing and not wrong.
 
     Raises:
@@ -113,6 +115,7 @@ class Dataset(Sequence[Sample]):
     ) -> None:
         self.options = self._checked(options)
         self.unit = metres(self.options["unit"]) if "unit" in self.choices else 1.0
+        self.camera: Intrinsics | None = None
         self.root, self.split = Path(root), split
         self.labelled, self.notes, self._warned = True, list[str](), False
         if split not in self.splits:
@@ -252,6 +255,13 @@ def suspect_millimetres(xyz: np.ndarray) -> str | None:
     if not distance.size or np.median(distance) < _FAR:
         return None
     return f"its points lie {np.median(distance):.4g} from the camera; if that is millimetres, give the option unit=mm"
+
+
+def warn_of_millimetres(xyz: np.ndarray, path: PathLike) -> None:
+    """Warns if the points (y x 3) of a file are too far away for metres."""
+    suspicion = suspect_millimetres(xyz)
+    if suspicion is not None:
+        warnings.warn(f"{path}: {suspicion}", DataWarning, stacklevel=3)
 
 
 def metres(unit: str | float) -> float:

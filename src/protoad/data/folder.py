@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from protoad.data._decode import check_file
-from protoad.data.camera import Intrinsics, xyz_from_depth
-from protoad.data.clouds import lay_on_grid, read_cloud
+from protoad.data.camera import Intrinsics
+from protoad.data.clouds import lay_on_grid
 from protoad.data.dataset import (
     Dataset,
     MissingSplitError,
@@ -30,8 +30,9 @@ from protoad.data.dataset import (
     metres,
     to_number,
 )
-from protoad.data.files import PathLike, read_depth, read_mask, read_normals, read_rgb, read_xyz
+from protoad.data.files import PathLike, read_mask, read_normals, read_rgb
 from protoad.data.grid import face_camera, share_grid
+from protoad.data.points import read_depth_points, read_points
 from protoad.data.sample import Sample
 from protoad.errors import ConfigError, DataError
 
@@ -41,7 +42,7 @@ CONFIG_NAME = "protoad.toml"
 """The file that declares a folder."""
 
 TEMPLATE = """\
-unit = "mm"                         # of depths and points: "m" (the default), "mm", or so many metres
+unit = "mm"                         # of depths and points: "m" (the default), "mm", or metres per unit, 1e-4
 camera = "camera.json"              # for depth images: a JSON file with fx, fy, cx, cy in pixels, or the numbers:
 # camera = { fx = 552.5, fy = 552.5, cx = 255.5, cy = 191.75 }
 
@@ -64,7 +65,6 @@ _KINDS = ("rgb", "xyz", "depth", "mask", "normals")
 _SPLITS = ("train", "validation", "test")
 _SETTINGS = ("unit", "camera", *_SPLITS)
 _CAMERA = ("fx", "fy", "cx", "cy")
-_CLOUDS = (".ply", ".pcd")
 _UNSORTED = "unsorted"
 _MAX_TEXT = 1_000_000  # bytes
 
@@ -118,7 +118,7 @@ class Folder(Dataset):
         if isinstance(camera, str):
             place = self._base / camera
             self._shared["camera"], camera = place, _read_json(place)
-        self._camera, self._camera_size = _intrinsics(camera, place)
+        self.camera = _intrinsics(camera, place)
 
     def _judge_masks(self, tables: Mapping[str, Mapping[str, str]], place: Path) -> None:
         defective = {"mask" in table for defect, table in tables.items() if defect != "good"}
@@ -146,15 +146,10 @@ class Folder(Dataset):
     def decode(self, kind: str, path: Path) -> Any:
         if kind == "rgb":
             return read_rgb(path, grey=True)
-        if kind == "depth":
-            depth = read_depth(path)
-            if self._camera_size is not None and self._camera_size != depth.shape:
-                told, height, width = self._camera_size, *depth.shape
-                raise DataError(f"{path}: is {width} x {height} pixels, but its camera has {told[1]} x {told[0]}")
-            with np.errstate(over="ignore", invalid="ignore"):
-                return xyz_from_depth(depth * self.unit, self._camera)
+        if kind == "depth" and self.camera is not None:
+            return read_depth_points(path, self.camera, unit=self.unit)
         if kind == "xyz":
-            return (read_cloud(path) if path.suffix.lower() in _CLOUDS else read_xyz(path)) * self.unit
+            return read_points(path, unit=self.unit)
         readers = {"mask": read_mask, "normals": read_normals}
         return readers[kind](path) if kind in readers else None  # the rest was read with the list
 
@@ -162,8 +157,6 @@ class Folder(Dataset):
         source = "depth" if "depth" in arrays else "xyz"
         files = {**part.files, "xyz": part.files[source]}
         xyz = lay_on_grid(files["xyz"], arrays[source], arrays["rgb"].shape[:2])
-        if np.isnan(xyz).all():
-            raise DataError(f"{files['xyz']}: holds no valid depth, only 0 or not finite; scan the part again")
         mask = arrays.get("mask", np.zeros(arrays["rgb"].shape[:2], dtype=bool))
         check_good(part, mask)
         given = {"normals": arrays["normals"]} if "normals" in arrays else {}
@@ -287,16 +280,16 @@ def _unit(unit: Any, place: Path) -> float:
         raise DataError(f"{place}: {error}") from None
 
 
-def _intrinsics(camera: Any, place: Path) -> tuple[Intrinsics, tuple[int, int] | None]:
-    """A camera's numbers, and the size (y, x) of its frames where told; some files put a _ before the names."""
+def _intrinsics(camera: Any, place: Path) -> Intrinsics:
+    """A camera's numbers; some files put a _ before the names."""
     told = {str(name).lstrip("_").lower(): value for name, value in camera.items()} if isinstance(camera, dict) else {}
-    numbers = [to_number(told.get(name)) for name in _CAMERA]
-    if not all(map(math.isfinite, numbers)) or min(numbers[:2]) <= 0:
+    fx, fy, cx, cy = (to_number(told.get(name)) for name in _CAMERA)
+    if not all(map(math.isfinite, (fx, fy, cx, cy))) or min(fx, fy) <= 0:
         raise DataError(
             f"{place}: depth images need a camera with {', '.join(_CAMERA)} in pixels, or the path of a JSON file"
         )
     size = (to_number(told.get("height")), to_number(told.get("width")))
-    return Intrinsics(*numbers), (int(size[0]), int(size[1])) if all(map(math.isfinite, size)) else None
+    return Intrinsics(fx, fy, cx, cy, (int(size[0]), int(size[1])) if all(map(math.isfinite, size)) else None)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -7,10 +7,9 @@ SPLIT one of train, validation, test and KIND "good" or a kind of defect.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,7 +18,6 @@ from protoad.data.dataset import (
     RGB_SUFFIXES,
     XYZ_SUFFIXES,
     Dataset,
-    DataWarning,
     MissingSplitError,
     Part,
     Report,
@@ -29,14 +27,13 @@ from protoad.data.dataset import (
     folders,
     match,
     metres,
-    refuse,
-    suspect_millimetres,
+    warn_of_millimetres,
 )
-from protoad.data.files import EmptyCloudError, PathLike, read_mask, read_rgb, read_xyz
+from protoad.data.files import PathLike, read_mask, read_rgb, read_xyz
 from protoad.data.sample import Sample
 from protoad.errors import DataError
 
-__all__ = ["ADAM3D", "MVTec3D", "PartFiles", "list_files", "load_sample", "read_part"]
+__all__ = ["ADAM3D", "MVTec3D", "load_sample"]
 
 _MASK_FOLDERS = ("gt", "ground_truth")
 
@@ -122,71 +119,10 @@ def load_sample(
     arrays = {"rgb": read_rgb(rgb_path), "xyz": read_xyz(xyz_path) * metres(unit)}
     arrays["mask"] = np.zeros(arrays["rgb"].shape[:2], dtype=bool) if mask_path is None else read_mask(mask_path)
     check_same_size(arrays, {kind: path for kind, path in files.items() if path is not None})
-    _warn_of_millimetres(arrays["xyz"], xyz_path)
+    warn_of_millimetres(arrays["xyz"], xyz_path)
     label = int(arrays["mask"].any())
     name = Path(rgb_path).stem
     return Sample(**arrays, label=label, defect="defect" if label else "good", name=name, path=Path(rgb_path))
-
-
-class PartFiles(NamedTuple):
-    """Where the halves of a part lie; None where one is not there."""
-
-    rgb: Path | None = None
-    xyz: Path | None = None
-
-
-def list_files(folder: PathLike, report: Report = refuse) -> dict[str, PartFiles]:
-    """Gives name -> files of the parts in a folder with rgb/ and xyz/, paired by file name, in order of the names.
-
-    A part may lack one of its files, and a folder may be missing.
-
-    Args:
-        folder: that holds rgb/, xyz/ or both.
-        report: gets each problem, such as two files of one name; by default the first is an error.
-
-    Raises:
-        DataError: if neither folder is there.
-    """
-    folder = Path(folder)
-    there = [kind for kind in PartFiles._fields if os.path.isdir(folder / kind)]
-    if not there:
-        raise DataError(f"{folder}: has neither rgb/ nor xyz/; put the images and the point clouds of the parts there")
-    suffixes = {"rgb": RGB_SUFFIXES, "xyz": XYZ_SUFFIXES}
-    found = {kind: by_stem(folder / kind, suffixes[kind], report) for kind in there}
-    names = sorted({name for files in found.values() for name in files})
-    return {name: PartFiles(**{kind: files.get(name) for kind, files in found.items()}) for name in names}
-
-
-def read_part(files: PartFiles, *, unit: str | float = "m") -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Gives (rgb, xyz) of a part, either of them None if there is no such file; a cloud without a point is none either.
-
-    Args:
-        files: of the part.
-        unit: of the point cloud: "m", "mm", or how many metres; what is given is in metres.
-
-    Raises:
-        ConfigError: for another unit.
-        DataError: if there is nothing to read, a file is damaged, or the sizes differ.
-    """
-    rgb = None if files.rgb is None else read_rgb(files.rgb)
-    xyz = None
-    if files.xyz is not None:
-        try:
-            xyz = read_xyz(files.xyz) * metres(unit)
-        except EmptyCloudError:
-            if rgb is None:
-                raise
-    if rgb is not None and xyz is not None:
-        check_same_size({"rgb": rgb, "xyz": xyz}, {"rgb": str(files.rgb), "xyz": str(files.xyz)})
-    if xyz is not None:
-        _warn_of_millimetres(xyz, str(files.xyz))
-    return rgb, xyz
-
-
-def _warn_of_millimetres(xyz: np.ndarray, path: PathLike) -> None:
-    suspicion = suspect_millimetres(xyz)
-    if suspicion is not None:
-        warnings.warn(f"{path}: {suspicion}", DataWarning, stacklevel=3)
 
 
 def _pairs(folder: Path, report: Report) -> dict[str, dict[str, Path]]:

@@ -105,8 +105,8 @@ def prepare_dataset(
     made: dict[str, Manifest] = {}
     for category, wanted in settings.items():
         tasks[category] = _list_tasks(source, root, category, out, wanted)
-        unit = next(iter(_open(source, root, category).values())).unit
-        made[category] = Manifest(source, unit, wanted, {})
+        split = next(iter(_open(source, root, category).values()))
+        made[category] = Manifest(source, split.unit, split.camera, wanted, {})
     total = sum(map(len, tasks.values()))
     outcomes: list[Outcome] = []
     with _workers(jobs, total) as run:

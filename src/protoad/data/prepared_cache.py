@@ -17,6 +17,7 @@ import torch
 
 import protoad
 from protoad._atomic import write_atomically
+from protoad.data.camera import Intrinsics
 from protoad.data.dataset import MissingSplitError, metres
 from protoad.data.files import PathLike
 from protoad.data.prepare import Prepared, PrepareSettings
@@ -63,6 +64,7 @@ class Manifest(NamedTuple):
     Attributes:
         source: data set it was read from, and options.
         unit: of the points in its files, in metres.
+        camera: that its depth images are seen by, where there is one.
         settings: of `prepare`.
         splits: split -> a dict per part with name, defect, label, key, foreground, reason and error; none yet if
             the first run was cut short.
@@ -70,6 +72,7 @@ class Manifest(NamedTuple):
 
     source: Source
     unit: float
+    camera: Intrinsics | None
     settings: PrepareSettings
     splits: dict[str, list[dict[str, Any]]]
 
@@ -94,7 +97,8 @@ class PreparedSet(Sequence[Prepared]):
         manifest = read_manifest(self._folder)
         if manifest is None:
             raise DataError(f"{self._folder / MANIFEST}: no such file; {_AGAIN}")
-        self.settings, self.source, self.unit = manifest.settings, manifest.source, manifest.unit
+        self.settings, self.source = manifest.settings, manifest.source
+        self.unit, self.camera = manifest.unit, manifest.camera
         if settings is not None:
             spare = self.settings.points and not settings.points  # points that nobody asks for do no harm
             _check_settings(self._folder, replace(self.settings, points=False) if spare else self.settings, settings)
@@ -214,6 +218,7 @@ def read_manifest(folder: Path) -> Manifest | None:
             return Manifest(
                 Source.of(content["dataset"], options.items()),
                 metres(content.get("unit", options.get("unit", "m"))),  # older ones say it in the options, if at all
+                Intrinsics.of(content.get("camera")),
                 PrepareSettings(**content["settings"]),
                 content["splits"],
             )
@@ -230,6 +235,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "dataset": manifest.source.dataset,
         "options": dict(manifest.source.options),
         "unit": manifest.unit,
+        "camera": manifest.camera,
         "settings": settings_entry(manifest.settings),
         "splits": manifest.splits,
     }
