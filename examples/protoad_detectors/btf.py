@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from protoad.detection import Features
-from protoad_detectors.patchcore import PatchCoreReconstructor, PatchCoreScore
+from protoad.scoring import TokenScore
+from protoad_detectors.patchcore import PatchCoreReconstructor
 
 __all__ = ["BTFReconstructor", "BTFScore"]
 
@@ -45,7 +46,7 @@ class BTFReconstructor(PatchCoreReconstructor):
         return self._part(super().reconstruct_shots(shots._replace(tokens=self.join(shots.tokens))))
 
     def own_score(self, seed: int = 0) -> BTFScore:
-        return BTFScore(self)
+        return BTFScore()
 
     def join(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gives the tokens of all modalities as one, (b n d) of the sum of their widths."""
@@ -55,17 +56,9 @@ class BTFReconstructor(PatchCoreReconstructor):
         return dict(zip(self.dims, joined[_JOINT].split(list(self.dims.values()), dim=-1), strict=True))
 
 
-class BTFScore(PatchCoreScore):
-    """PatchCore's score of the joined tokens; of one modality, its share of the distance, unweighted.
-
-    Args:
-        reconstructor: with the bank.
-    """
-
-    def __init__(self, reconstructor: BTFReconstructor) -> None:
-        super().__init__(reconstructor)
-        self._join = reconstructor.join
+class BTFScore(TokenScore):
+    """The distance of the joined tokens; of one modality, its share of it. That of a part is as `PatchCoreScore`'s."""
 
     def forward(self, targets: Mapping[str, Tensor], reconstructions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        fused = super().forward(self._join(targets), self._join(reconstructions))["fused"]
-        return {**{m: (t - reconstructions[m]).norm(dim=-1) for m, t in targets.items()}, "fused": fused}
+        scores = {m: (tokens - reconstructions[m]).norm(dim=-1) for m, tokens in targets.items()}
+        return {**scores, "fused": torch.stack(list(scores.values())).norm(dim=0)}

@@ -21,11 +21,11 @@ __all__ = ["M3DMReconstructor", "M3DMScore", "contrastive_loss", "one_class_weig
 
 
 class M3DMReconstructor(TrainedReconstructor):
-    """Rebuilds tokens from a coreset of each modality; its own score asks a third bank, of fused tokens, as well.
+    """Rebuilds tokens from a coreset of each modality, as PatchCore; its own score asks a third bank, of fused tokens.
 
-    Two networks fuse: they learn to give the same vector for both modalities of a place, and different ones for
-    different places of a part (patch-wise contrastive loss); a fused token is what both give, side by side. Trained for
-    10 epochs of the shots, not 3 of whole data sets; without the linear heads that M3DM puts between networks and loss.
+    Two networks fuse: they learn to give one vector for both modalities of a place, and others for other places (patch-
+    wise contrastive loss); a fused token is what both give, side by side. Trained for 10 epochs of the shots, not 3 of
+    whole data sets, by Adam, not AdamW; hidden layers as wide as a token, not 4 times; no heads; temperature .1, not 1.
 
     Args:
         dims: d of "rgb" and "normals".
@@ -85,9 +85,9 @@ class M3DMReconstructor(TrainedReconstructor):
 class M3DMScore(TokenScore):
     """The distances from the three banks, weighed by a one-class SVM on those of the shots.
 
-    As published, each in units of its bank's deviation and times a factor: normals 1, rgb .1, fused 1. The published
-    score of a part, which reweights three maxima and has an SVM of its own, is left out: here a part's score is the
-    maximum of its heatmap, so that one threshold serves both. In the fused bank a copy counts as a shot.
+    Each in units of its own bank's deviation (the published code takes that of the rgb bank for all) and times the
+    published factors: normals 1, rgb .1, fused 1. The published score of a part, which reweights three maxima and has
+    an SVM of its own, is left out, as by `PatchCoreScore`. In the fused bank a copy counts as a shot.
     """
 
     weights: Tensor

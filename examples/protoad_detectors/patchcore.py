@@ -12,21 +12,20 @@ from protoad.ops import greedy_coreset
 from protoad.scoring import TokenScore
 from protoad_detectors.nearest_neighbour import NearestNeighbourReconstructor
 
-__all__ = ["PatchCoreReconstructor", "PatchCoreScore", "nearest_weights"]
+__all__ = ["PatchCoreReconstructor", "PatchCoreScore"]
 
 
 class PatchCoreReconstructor(NearestNeighbourReconstructor):
     """Keeps a tenth of the shots' tokens, chosen so that none is far from those kept; L2, one bank per modality.
 
     The coreset is chosen after a random projection to the width that keeps distances to within a factor of 1 +- .9
-    (Johnson and Lindenstrauss), where tokens are wider; Gaussian here, sparse as published. The heatmap of several
-    modalities is the sum of theirs.
+    (Johnson and Lindenstrauss), where tokens are wider; Gaussian here, sparse as published. Tokens are those of the
+    encoder, without the mean over 3 x 3 of them that is published: a token beside the part would take in the table.
 
     Args:
         modalities: names of the banks.
         fraction: of the tokens that is kept.
         eps: distortion of the distances by the projection.
-        neighbours: of the reweighting in its own score, see `PatchCoreScore`.
         seed: of the projection and the start of the coreset.
     """
 
@@ -38,16 +37,15 @@ class PatchCoreReconstructor(NearestNeighbourReconstructor):
         *,
         fraction: float = 0.1,
         eps: float = 0.9,
-        neighbours: int = 3,
         seed: int = 0,
     ) -> None:
         if not 0 < fraction <= 1 or not 0 < eps < 1:
             raise ValueError(f"expected fraction in (0, 1] and eps in (0, 1), got {fraction} and {eps}")
         super().__init__("l2", modalities=modalities)
-        self.fraction, self.eps, self.neighbours, self.seed = fraction, eps, neighbours, seed
+        self.fraction, self.eps, self.seed = fraction, eps, seed
 
-    def own_score(self, seed: int = 0) -> PatchCoreScore:
-        return PatchCoreScore(self)
+    def own_score(self, seed: int = 0) -> TokenScore:
+        return PatchCoreScore()
 
     def _select(self, tokens: Tensor) -> Tensor:
         count = max(1, round(self.fraction * len(tokens)))
@@ -63,46 +61,13 @@ class PatchCoreReconstructor(NearestNeighbourReconstructor):
 
 
 class PatchCoreScore(TokenScore):
-    """The distance of a token from its nearest entry of the bank, weighted by how crowded it is around that entry.
+    """The distance of a token from its nearest entry of the bank; of several modalities, the sum.
 
-    As published the weight is given to the worst token of an image, and only in the score of the image. Here every
-    token has its own, so that the score of a part stays the maximum of its heatmap.
-
-    Args:
-        reconstructor: with the banks, and the number of `neighbours` of the entry that count, itself among them; 1 and
-            less leaves the distances as they are.
+    As published, for the heatmap. The published score of a part, which weighs its worst token by how crowded the bank
+    is around the entry nearest to it, is left out: here a part's score is the maximum of its heatmap, so that one
+    threshold serves both.
     """
-
-    def __init__(self, reconstructor: PatchCoreReconstructor) -> None:
-        super().__init__()
-        self.reconstructor = (reconstructor,)
 
     def forward(self, targets: Mapping[str, Tensor], reconstructions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        scores = {}
-        for modality, tokens in targets.items():
-            distance = (tokens - reconstructions[modality]).norm(dim=-1)
-            bank, count = self.reconstructor[0].get_buffer(f"bank_{modality}"), self.reconstructor[0].neighbours
-            if min(count, len(bank)) > 1:
-                pairs = zip(tokens, reconstructions[modality], strict=True)
-                distance = distance * torch.stack([nearest_weights(t, r, bank, count) for t, r in pairs])
-            scores[modality] = distance
+        scores = {m: (tokens - reconstructions[m]).norm(dim=-1) for m, tokens in targets.items()}
         return {**scores, "fused": torch.stack(list(scores.values())).sum(0)}
-
-
-def nearest_weights(tokens: Tensor, nearest: Tensor, bank: Tensor, neighbours: int) -> Tensor:
-    """Gives w = 1 - exp(|t - m| / sqrt d) / sum_j exp(|t - m_j| / sqrt d) of each token, 0 at least.
-
-    Args:
-        tokens: (n d) t.
-        nearest: (n d) m, the entries of the bank they were matched with.
-        bank: (k d).
-        neighbours: how many m_j of the bank nearest to m there are, the first of which, m itself, is left out.
-
-    Returns:
-        (n).
-    """
-    among = torch.cdist(nearest, bank).topk(min(neighbours, len(bank)), largest=False).indices[:, 1:]
-    scale = tokens.shape[-1] ** 0.5
-    own = (tokens - nearest).norm(dim=-1) / scale
-    others = (tokens.unsqueeze(1) - bank[among]).norm(dim=-1) / scale
-    return (1 - (own - others.logsumexp(-1)).exp()).clamp_min(0)

@@ -31,7 +31,7 @@ def counted(tokens: Mapping[str, Tensor], token_mask: Tensor) -> tuple[dict[str,
 
 
 class TrainedReconstructor(Reconstructor):
-    """Base of rivals that are trained with Adam on the shots, one in a batch, as PIRN is.
+    """Base of rivals that are trained as PIRN is: with Adam, one shot in a batch (8 above 50), gradients of norm 1.
 
     Tokens are divided by the shots' root mean square, modality by modality, so that weights start at a fitting scale
     whatever the encoder; those that do not count are set to zero.

@@ -9,7 +9,6 @@ import pytest
 import torch
 from protoad_detectors import BTFReconstructor, M3DMReconstructor, NearestNeighbourReconstructor, PatchCoreReconstructor
 from protoad_detectors.m3dm import contrastive_loss, one_class_weights
-from protoad_detectors.patchcore import nearest_weights
 
 from protoad.detection import Features
 
@@ -70,31 +69,15 @@ def test_wide_tokens_are_projected_to_the_width_of_johnson_and_lindenstrauss() -
     assert torch.equal(bank._project(tokens[:, :20]), tokens[:, :20])
 
 
-@pytest.mark.parametrize("neighbours", [2, 3, 50])
-def test_reweighting_equals_a_loop(neighbours: int) -> None:
-    bank, tokens = torch.randn(12, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
-    nearest = bank[torch.cdist(tokens, bank).argmin(1)]
-    found = nearest_weights(tokens, nearest, bank, neighbours)
-    for token, match, weight in zip(tokens.numpy(), nearest.numpy(), found, strict=True):
-        order = np.argsort([np.linalg.norm(entry - match) for entry in bank.numpy()])[1:neighbours]
-        others = sum(math.exp(np.linalg.norm(token - bank[i].numpy()) / 2) for i in order)  # sqrt(d) = 2
-        assert float(weight) == pytest.approx(max(1 - math.exp(np.linalg.norm(token - match) / 2) / others, 0))
-
-
-def test_patchcore_scores_the_weighted_distance() -> None:
+def test_patchcore_scores_the_distance_from_the_bank() -> None:
     shots = _shots()
     reconstructor = PatchCoreReconstructor().fit(shots)
     query = {"rgb": torch.randn(1, 9, 6), "normals": torch.randn(1, 9, 6)}
     rebuilt = reconstructor(query, torch.ones(1, 9, dtype=torch.bool))
     scores = reconstructor.own_score()(query, rebuilt)
     for m, tokens in query.items():
-        distance = torch.cdist(tokens, reconstructor.get_buffer(f"bank_{m}")).amin(-1)
-        weights = nearest_weights(tokens[0], rebuilt[m][0], reconstructor.get_buffer(f"bank_{m}"), 3)
-        torch.testing.assert_close(scores[m], distance * weights)
+        torch.testing.assert_close(scores[m], torch.cdist(tokens, reconstructor.get_buffer(f"bank_{m}")).amin(-1))
     torch.testing.assert_close(scores["fused"], scores["rgb"] + scores["normals"])
-    reconstructor.neighbours = 1
-    plain = reconstructor.own_score()(query, rebuilt)["rgb"]
-    torch.testing.assert_close(plain, (query["rgb"] - rebuilt["rgb"]).norm(dim=-1))
 
 
 def test_btf_matches_colour_and_shape_together() -> None:
@@ -107,7 +90,7 @@ def test_btf_matches_colour_and_shape_together() -> None:
     rebuilt = btf(query, mask)
     torch.testing.assert_close(torch.cat([rebuilt["rgb"], rebuilt["normals"]], dim=-1)[0], bank[nearest])
     scores = btf.own_score()(query, rebuilt)
-    torch.testing.assert_close(scores["fused"][0], distance * nearest_weights(joined, bank[nearest], bank, 3))
+    torch.testing.assert_close(scores["fused"][0], distance)
     torch.testing.assert_close(scores["rgb"], (query["rgb"] - rebuilt["rgb"]).norm(dim=-1))
     mixed = {"rgb": shots.tokens["rgb"][:1], "normals": shots.tokens["normals"][:1].roll(1, dims=1)}  # each known
     assert (btf.own_score()(mixed, btf(mixed, mask))["fused"] > 0.1).all()

@@ -76,6 +76,7 @@ _DETECTORS = (  # label, name, its authors' own score, the paper's name
     ("INP-Former", "inp_former", "own", "INP-Former"),
     ("AST", "ast", "own", "AST"),
 )
+_FUSED_BY_SCORE = "M3DM"  # under another score than its own it is PatchCore, of the same banks
 
 
 def _scored(label: str, detector: str, score: str, printed: str = "") -> Line:
@@ -83,7 +84,7 @@ def _scored(label: str, detector: str, score: str, printed: str = "") -> Line:
 
 
 _EQUAL_TERMS = (
-    *(_scored(label, detector, "whitened") for label, detector, *_ in _DETECTORS),
+    *(_scored(label, detector, "whitened") for label, detector, *_ in _DETECTORS if label != _FUSED_BY_SCORE),
     *(_scored(label, detector, own, printed) for label, detector, own, printed in _DETECTORS),
     Line("BTF (with FPFH), own", {"detector": "btf", "score": "own", "encoder_normals": "fpfh"}, "BTF"),
 )
@@ -91,6 +92,7 @@ _EVERY_SCORE = tuple(
     _scored(label, detector, score)
     for label, detector, own, _ in _DETECTORS
     for score in dict.fromkeys((own, "cosine", "conditional", "whitened"))
+    if score == own or label != _FUSED_BY_SCORE
 )
 
 COMPARISONS: dict[str, Comparison] = {
