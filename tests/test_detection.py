@@ -126,6 +126,15 @@ def test_the_bank_gives_the_nearest_token_and_leaves_each_shot_out(metric: str) 
         assert {tuple(t.tolist()) for t in own[b]} <= others
 
 
+def test_copies_of_a_shot_are_left_out_with_it_by_every_score_of_a_detector() -> None:
+    """Also by those for parts that lack a modality: an exact copy would leave nothing over."""
+    shots, of = _shots(), torch.arange(len(_shots().mask)).repeat(2)
+    detector = Detector(NearestNeighbourReconstructor(), ResidualScore("cosine"), grid=(8, 8), image_size=64)
+    detector.fit(shots.pick(of)._replace(shot=of))
+    for score in (detector.score, *detector.alone.values()):
+        assert score.shot_scores["fused"].min() > 1e-5  # of exact copies 1e-7
+
+
 def test_the_gaussian_rebuilds_the_mean_of_what_counts() -> None:
     shots = Features({"rgb": torch.randn(3, 10, 4)}, torch.rand(3, 10) > 0.3)
     rebuilt = GaussianReconstructor({"rgb": 4}).fit(shots)(shots.tokens, shots.mask)["rgb"]

@@ -188,7 +188,7 @@ def _new_parts(arguments: argparse.Namespace, pirn: PIRNDetector) -> Iterable[tu
         return ((sample.name.replace("/", "_"), sample) for sample in test)
     if arguments.folder is None:
         return [((arguments.rgb or arguments.xyz).stem, PartFiles(arguments.rgb, arguments.xyz))]
-    parts = list_files(arguments.folder)
+    parts = list_files(arguments.folder, depth=pirn.camera is not None)
     if not parts:
         raise DataError(f"{arguments.folder}: its rgb/ and xyz/ hold no parts")
     return parts.items()

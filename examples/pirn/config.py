@@ -67,7 +67,7 @@ class PIRNConfig:
     batch_size: int | None = _option(None, "default: 1 up to 50 shots, 8 above")
     lr: float = _option(1e-4, "learning rate of Adam")
     score: Literal["cosine", "conditional", "whitened", "own"] = _option(
-        "whitened", "how residuals are scored; own: as the detector's authors do"
+        "whitened", "how residuals are scored; own: as the detector's authors make heatmaps"
     )
     top_fraction: float = _option(0.0, "share of the pixels averaged into the score of a part; 0: the maximum")
     sigma: float = _option(4.0, "blur of the heatmaps, pixels")

@@ -100,7 +100,7 @@ class Watch:
 
     def _there(self) -> dict[str, PartFiles]:
         try:
-            return list_files(self.folder, self._complain)
+            return list_files(self.folder, self._complain, depth=self.inspector.pirn.camera is not None)
         except DataError as error:
             if any((self.folder / kind).exists() for kind in PartFiles._fields):  # else they have yet to come
                 self._complain(self.folder, str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def test_points_in_any_format_are_the_same(suffix: str, tmp_path: Path) -> None:
     found = read_part(files, unit="mm")
     np.testing.assert_array_equal(found[0], rgb)
     np.testing.assert_allclose(found[1], xyz, rtol=1e-6)
+    np.testing.assert_array_equal(read_part(files, unit="mm", camera=CAMERA)[1], found[1])  # no use for it here
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".npy"])
@@ -51,19 +53,19 @@ def test_depth_images_are_seen_by_the_camera(suffix: str, tmp_path: Path) -> Non
         miniatures.write_depth(path, depth)
     else:
         tifffile.imwrite(path, depth.astype(np.float32))
-    files = list_files(tmp_path)["a"]
+    files = list_files(tmp_path, depth=True)["a"]
     found = read_part(files, unit=1e-4, camera=CAMERA)[1]
     np.testing.assert_allclose(found, xyz, atol=1e-4)
     with pytest.raises(DataError, match=rf"a\{suffix}: is 16 x 12 pixels, but its camera has 9 x 5"):
         read_part(files, camera=CAMERA._replace(size=(5, 9)))
-    with pytest.raises(DataError, match=r"a depth image, and no camera is known|expected float32 \(y, x, 3\)"):
+    with pytest.raises(DataError, match=r"a depth image, which takes a camera|expected float32 \(y, x, 3\)"):
         read_part(files)
 
 
 def test_an_empty_depth_image_is_none(tmp_path: Path) -> None:
     _part(tmp_path)
     miniatures.write_depth(tmp_path / "xyz" / "a.png", np.zeros(miniatures.SIZE))
-    files = list_files(tmp_path)["a"]
+    files = list_files(tmp_path, depth=True)["a"]
     assert read_part(files, camera=CAMERA)[1] is None
     with pytest.raises(DataError, match=r"a\.png: holds no valid depth"):
         read_part(files._replace(rgb=None), camera=CAMERA)
@@ -83,18 +85,26 @@ def test_grey_images_and_finer_ones(tmp_path: Path) -> None:
 
 
 def test_a_half_in_a_format_that_is_not_read_does_not_pass_as_missing(tmp_path: Path) -> None:
-    _part(tmp_path)
+    _, xyz = _part(tmp_path, "Gehäuse")
     _part(tmp_path, "b")
-    (tmp_path / "xyz" / "a.stl").write_text("solid")
+    composed = unicodedata.normalize("NFD", "Gehäuse")
+    (tmp_path / "xyz" / f"{composed}.stl").write_text("solid")
     (tmp_path / "xyz" / "note.txt").write_text("not of a part")
-    with pytest.raises(DataError, match=r"a\.stl: is of no format that is read here; expected \.tiff"):
+    write_xyz(tmp_path / "xyz" / "b.tiff", xyz)
+    (tmp_path / "xyz" / "b.png").write_bytes(b"a preview of the points")
+    found = list_files(tmp_path)
+    assert list(found) == ["Gehäuse", "b"]
+    assert found["b"].xyz == tmp_path / "xyz" / "b.tiff"
+    with pytest.raises(DataError, match=r"\.stl: is of no format that points are read from; expected \.tiff"):
+        read_part(found["Gehäuse"])
+    (tmp_path / "xyz" / "b.tiff").unlink()
+    with pytest.raises(DataError, match=r"b\.png: would be a depth image, which takes a camera"):
+        read_part(list_files(tmp_path)["b"])
+    (tmp_path / "xyz" / "b.npy").write_bytes(b"")
+    with pytest.raises(DataError, match=r"b\.png: b\.npy has the same name"):
         list_files(tmp_path)
-    heard: list[str] = []
-    found = list_files(tmp_path, lambda path, reason: heard.append(path.name))
-    assert heard == ["a.stl"]
-    assert list(found) == ["a", "b"]
     shutil.rmtree(tmp_path / "xyz")
-    assert list_files(tmp_path)["a"] == PartFiles(tmp_path / "rgb" / "a.png")
+    assert list_files(tmp_path)["b"] == PartFiles(tmp_path / "rgb" / "b.png")
 
 
 def test_points_on_no_grid_need_an_image(tmp_path: Path) -> None:

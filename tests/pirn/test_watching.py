@@ -101,6 +101,16 @@ def test_a_broken_file_is_set_aside_and_the_line_goes_on(line: Line) -> None:
     assert line.look() == 1
 
 
+def test_a_half_in_a_format_that_is_not_read_is_not_missing(line: Line) -> None:
+    """A part must not be judged by colour alone because its points came as an STL file."""
+    line.watch = line.begin(patience=0.0)
+    line.bring("a", only="rgb")
+    (line.folder / "xyz" / "a.stl").write_text("solid")
+    assert line.look() == 1
+    assert line.rows == []
+    assert "a.stl: is of no format that points are read from" in (line.folder / "broken" / "a.txt").read_text()
+
+
 def test_a_broken_file_that_cannot_be_moved_is_passed_over(line: Line) -> None:
     line.watch = line.begin(patience=0.0)
     (line.folder / "broken").write_text("in the way")

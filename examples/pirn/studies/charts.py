@@ -41,11 +41,15 @@ def draw(path: Path, table: Table) -> None:
 
 @styled
 def _figure(table: Table) -> Any:
-    curves = bool(table.comparison.axis) or len({cell.shots for cell in table.cells}) > 2
+    draw_panel, curves = _dots, False
+    if table.comparison.by_category:
+        draw_panel = _categories
+    elif table.comparison.axis or len({cell.shots for cell in table.cells}) > 2:
+        draw_panel, curves = _curves, True
     height = 4.0 if curves else 1.6 + 0.28 * len(table.cells)
     figure, axes = new_figure(1, 2, size=(9, height), sharey=not curves)
     for axis, metric in zip(axes[0], _PANELS, strict=True):
-        (_curves if curves else _dots)(axis, table, metric)
+        draw_panel(axis, table, metric)
         axis.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))  # each name once
@@ -60,30 +64,40 @@ def _dots(axis: Any, table: Table, metric: str) -> None:
     groups = _groups(table)
     for index, (label, cells) in enumerate(groups.items()):
         places = [labels.index(cell.line.label) + 0.2 * (index - (len(groups) - 1) / 2) for cell in cells]
-        if table.comparison.by_category:
-            _categories(axis, places, cells, metric)
-        else:
-            _errorbar(axis, places, cells, metric, index, label, lying=True)
-        known = [(table.printed_for(c).get(metric), y) for c, y in zip(cells, places, strict=True)]
-        hollow = [(x, y) for x, y in known if x is not None]
-        if hollow:
-            style = {"facecolors": "none", "edgecolors": "0.4", "marker": "D", "s": 22, "zorder": 3}
-            axis.scatter(*zip(*hollow, strict=True), label="the paper's, on its data", **style)
-    axis.set(xlabel=HEADINGS[metric], ylim=(len(labels) - 0.4, -0.6))
-    axis.set_yticks(range(len(labels)), labels)
+        _errorbar(axis, places, cells, metric, index, label, lying=True)
+        _hollow(axis, table, places, cells, metric)
+    _name_lines(axis, labels, metric)
 
 
-def _categories(axis: Any, places: Sequence[float], cells: Sequence[Cell], metric: str) -> None:
-    """A mark for each category, mean over the seeds, and a bar where the mean of all of them is."""
+def _categories(axis: Any, table: Table, metric: str) -> None:
+    """A line per cell: a mark for each category, mean over the seeds, and a bar where the mean of all of them is."""
+    groups = _groups(table)
+    labels = [", ".join(filter(None, (cell.line.label, name))) for name, cells in groups.items() for cell in cells]
+    cells = [cell for group in groups.values() for cell in group]
     names = list(dict.fromkeys(row["category"] for cell in cells for row in cell.rows))
     for index, name in enumerate([*names, "mean"]):
         chosen = [c if name == "mean" else c._replace(rows=[r for r in c.rows if r["category"] == name]) for c in cells]
-        found = [(cell.over_seeds(metric), y) for cell, y in zip(chosen, places, strict=True)]
+        found = [(cell.over_seeds(metric), y) for y, cell in enumerate(chosen)]
         known = [(fmean(values), y) for values, y in found if values]
         style = {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)], "s": 22}
         if name == "mean":
             style = {"color": INK, "marker": "|", "s": 160}
         axis.scatter([x for x, _ in known], [y for _, y in known], label=name, **style)
+    _hollow(axis, table, range(len(cells)), cells, metric)
+    _name_lines(axis, labels, metric)
+
+
+def _hollow(axis: Any, table: Table, places: Sequence[float], cells: Sequence[Cell], metric: str) -> None:
+    known = [(table.printed_for(cell).get(metric), y) for cell, y in zip(cells, places, strict=True)]
+    hollow = [(x, y) for x, y in known if x is not None]
+    if hollow:
+        style = {"facecolors": "none", "edgecolors": "0.4", "marker": "D", "s": 22, "zorder": 3}
+        axis.scatter(*zip(*hollow, strict=True), label="the paper's, on its data", **style)
+
+
+def _name_lines(axis: Any, labels: Sequence[str], metric: str) -> None:
+    axis.set(xlabel=HEADINGS[metric], ylim=(len(labels) - 0.4, -0.6))
+    axis.set_yticks(range(len(labels)), labels)
 
 
 def _curves(axis: Any, table: Table, metric: str) -> None:

@@ -97,6 +97,18 @@ def read_tiff(path: PathLike, check: Callable[[tuple[int, ...], Any], None]) -> 
             ) from error
 
 
+def tiff_shape(path: PathLike) -> tuple[int, ...]:
+    """The shape of the first page of a TIFF file, which is not decoded.
+
+    Raises:
+        DataError: if the file is missing or damaged.
+    """
+    check_file(path)
+    opened = require("tifffile", extra="data").TiffFile
+    with _only_data_errors(path, "a readable TIFF file"), _quiet("tifffile"), opened(os.fspath(path)) as file:
+        return tuple(file.pages[0].shape)
+
+
 def read_npy(path: PathLike) -> np.ndarray:
     """The array in a NumPy file; never a pickle.
 

@@ -6,24 +6,26 @@ from pathlib import Path
 
 import numpy as np
 
-from protoad.data._decode import PathLike
+from protoad.data._decode import PathLike, tiff_shape
 from protoad.data.camera import Intrinsics, xyz_from_depth
 from protoad.data.clouds import read_cloud
 from protoad.data.files import EmptyCloudError, read_depth, read_xyz
 from protoad.errors import DataError
 
-__all__ = ["POINT_SUFFIXES", "read_depth_points", "read_points"]
+__all__ = ["CLOUD_SUFFIXES", "DEPTH_SUFFIXES", "read_depth_points", "read_points"]
 
-_TIFF, _CLOUDS, _DEPTHS = (".tiff", ".tif"), (".ply", ".pcd"), (".png", ".npy")
-POINT_SUFFIXES = (*_TIFF, *_CLOUDS, *_DEPTHS)
-"""Of the files that `read_points` reads."""
+_TIFF, _CLOUDS = (".tiff", ".tif"), (".ply", ".pcd")
+CLOUD_SUFFIXES = (*_TIFF, *_CLOUDS)
+"""Of the files that `read_points` reads; a TIFF file may also be a depth image."""
+DEPTH_SUFFIXES = (".png", ".npy")
+"""Of the further files that it reads if there is a camera."""
 
 
 def read_points(path: PathLike, *, unit: float = 1.0, camera: Intrinsics | None = None) -> np.ndarray:
     """The points in a TIFF file of three channels, a PLY or PCD file, or, with a camera, a depth image.
 
     Args:
-        path: of the file; its suffix says which kind. A TIFF file is a depth image where there is a camera.
+        path: of the file; its suffix says which kind.
         unit: of its numbers, in metres.
         camera: that depth images are seen by.
 
@@ -32,19 +34,27 @@ def read_points(path: PathLike, *, unit: float = 1.0, camera: Intrinsics | None 
 
     Raises:
         EmptyCloudError: if it holds no valid point.
-        DataError: if the file is missing or damaged, or a depth image without a camera, or of another size than it has.
+        DataError: if the file is missing or damaged, of another kind, or a depth image without a camera, or of another
+            size than it has.
     """
     suffix = Path(path).suffix.lower()
     if suffix in _CLOUDS:
         return read_cloud(path) * unit
-    if camera is not None and suffix in (*_TIFF, *_DEPTHS):
+    if suffix not in (*_TIFF, *DEPTH_SUFFIXES):
+        kinds = ", ".join((*CLOUD_SUFFIXES, *DEPTH_SUFFIXES))
+        raise DataError(f"{path}: is of no format that points are read from; expected {kinds}")
+    if camera is not None and (suffix in DEPTH_SUFFIXES or _one_channel(tiff_shape(path))):
         return read_depth_points(path, camera, unit=unit)
-    if suffix in _DEPTHS:
+    if suffix in DEPTH_SUFFIXES:
         raise DataError(
-            f"{path}: is a depth image, and no camera is known to make points of it; hand over points (TIFF, PLY or "
-            "PCD), or train with a protoad.toml that declares the camera"
+            f"{path}: would be a depth image, which takes a camera: learn from data whose protoad.toml has depth "
+            "and camera (docs/data.md), or hand over points as TIFF, PLY or PCD"
         )
     return read_xyz(path) * unit
+
+
+def _one_channel(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 or shape[2:] == (1,)
 
 
 def read_depth_points(path: PathLike, camera: Intrinsics, *, unit: float = 1.0) -> np.ndarray:

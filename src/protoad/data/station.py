@@ -1,8 +1,9 @@
-"""Single parts as a station sends them: files in two folders, of any kind that a data set may be of."""
+"""Single parts as a station sends them: files in two folders."""
 
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +11,10 @@ import numpy as np
 
 from protoad.data.camera import Intrinsics
 from protoad.data.clouds import lay_on_grid
-from protoad.data.dataset import RGB_SUFFIXES, Report, by_stem, listed, metres, refuse, warn_of_millimetres
+from protoad.data.dataset import RGB_SUFFIXES, Report, add_file, by_stem, listed, metres, refuse, warn_of_millimetres
 from protoad.data.files import EmptyCloudError, PathLike, read_rgb
 from protoad.data.grid import share_grid
-from protoad.data.points import POINT_SUFFIXES, read_points
+from protoad.data.points import CLOUD_SUFFIXES, DEPTH_SUFFIXES, read_points
 from protoad.errors import DataError
 
 __all__ = ["PartFiles", "list_files", "read_part"]
@@ -26,15 +27,16 @@ class PartFiles(NamedTuple):
     xyz: Path | None = None
 
 
-def list_files(folder: PathLike, report: Report = refuse) -> dict[str, PartFiles]:
+def list_files(folder: PathLike, report: Report = refuse, *, depth: bool = False) -> dict[str, PartFiles]:
     """Gives name -> files of the parts in a folder with rgb/ and xyz/, paired by file name, in order of the names.
 
-    A part may lack one of its files, and a folder may be missing.
+    A part may lack one of its files, and a folder may be missing. A file of another format, but with the name of a part
+    that lacks this half, is taken for it: it must not pass as missing, and `read_part` says what is wrong with it.
 
     Args:
-        folder: that holds rgb/, xyz/ or both; xyz/ holds points (TIFF, PLY, PCD) or depth images (PNG, TIFF, .npy).
-        report: gets each problem, such as two files of one name, or a half of a part in a format that is not read; by
-            default the first is an error.
+        folder: that holds rgb/ (PNG, JPEG), xyz/ (TIFF, PLY, PCD) or both.
+        report: gets each problem, such as two files of one name; by default the first is an error.
+        depth: whether xyz/ may hold depth images as well (PNG, .npy).
 
     Raises:
         DataError: if neither folder is there.
@@ -43,22 +45,22 @@ def list_files(folder: PathLike, report: Report = refuse) -> dict[str, PartFiles
     there = [kind for kind in PartFiles._fields if os.path.isdir(folder / kind)]
     if not there:
         raise DataError(f"{folder}: has neither rgb/ nor xyz/; put the images and the point clouds of the parts there")
-    found = {kind: by_stem(folder / kind, _SUFFIXES[kind], report) for kind in there}
+    suffixes = {"rgb": RGB_SUFFIXES, "xyz": (*CLOUD_SUFFIXES, *(DEPTH_SUFFIXES if depth else ()))}
+    found = {kind: by_stem(folder / kind, suffixes[kind], report) for kind in there}
     names = sorted({name for files in found.values() for name in files})
     for kind in there:
-        _report_unread(folder / kind, _SUFFIXES[kind], set(names) - found[kind].keys(), report)
+        others = _of_other_formats(folder / kind, set(names) - found[kind].keys(), report)
+        found[kind] |= others
     return {name: PartFiles(**{kind: files.get(name) for kind, files in found.items()}) for name in names}
 
 
-_SUFFIXES = {"rgb": RGB_SUFFIXES, "xyz": POINT_SUFFIXES}
-
-
-def _report_unread(folder: Path, suffixes: tuple[str, ...], lacking: set[str], report: Report) -> None:
-    """A part that lacks a half may have it in a format that is not read: it must not pass as missing."""
+def _of_other_formats(folder: Path, names: set[str], report: Report) -> dict[str, Path]:
+    files: dict[str, Path] = {}
     for entry in listed(folder):
         path = folder / entry
-        if path.stem in lacking and not entry.startswith("."):
-            report(path, f"is of no format that is read here; expected {', '.join(suffixes)}")
+        if not entry.startswith(".") and unicodedata.normalize("NFC", path.stem) in names and os.path.isfile(path):
+            add_file(files, path.stem, path, report)
+    return files
 
 
 def read_part(
@@ -66,8 +68,8 @@ def read_part(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Gives (rgb, xyz) of a part, either of them None if there is no such file; a cloud without a point is none either.
 
-    Files may be what a `Folder` reads: colour or grey, points or depth images, of different sizes; both come on the
-    coarser grid of the two.
+    Images may be in colour or grey; points may come as depth images; both may differ in size, and then come on the
+    coarser of the two grids.
 
     Args:
         files: of the part.

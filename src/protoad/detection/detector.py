@@ -124,7 +124,7 @@ class Detector(nn.Module):
         self.of_two.fill_(self._of_two)
         if self._of_two and not self.reconstructor.needs_both:
             for modality in shots.tokens:
-                alone = Features({modality: shots.tokens[modality]}, shots.mask)
+                alone = shots._replace(tokens={modality: shots.tokens[modality]})
                 self._fit_one(self.alone[modality], alone, {FUSED: _SLOTS[_ALONE[modality]]})
         return self
 

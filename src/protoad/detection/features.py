@@ -163,7 +163,7 @@ class FeatureExtractor(nn.Module):
         each, rest = divmod(len(copies), len(parts))
         if rest:
             raise DataError(f"copies: expected as many of each of {len(parts)} parts, got {len(copies)}")
-        everything, number = [*parts, *copies], torch.arange(len(parts))
+        everything, number = [*parts, *copies], torch.arange(len(parts), device=self.device)
         shot = torch.cat([number, number.repeat_interleave(each)]) if copies else None
         return Features(self(everything).tokens, self.token_mask(everything), shot=shot)
 

@@ -131,7 +131,7 @@ def _figure(rows: Sequence[Row], settings: Sequence[str], fractions: Sequence[fl
                 colour, dash, marker = _STYLES[_NONE if name == _NONE else _split(name)[1]]
                 x = 100 * np.asarray(fractions)
                 axis.fill_between(x, means - deviations, means + deviations, color=colour, alpha=0.15, linewidth=0)
-                label = "no refinement" if name == _NONE else _LABELS[_split(name)[1]]
+                label = "trained without refinement" if name == _NONE else _LABELS[_split(name)[1]]
                 axis.plot(x, means, color=colour, linestyle=dash, marker=marker, markersize=4, label=label)
             axis.grid(alpha=0.3)
         panels[0].set_ylabel(title)
